@@ -1,0 +1,165 @@
+"""Mamba-1 (Gu & Dao 2023) over time, one sequence per pixel: the temporal half of a History Compressor layer.
+
+Parameter names, shapes and initial values are those of `mamba_ssm.Mamba`, so checkpoints interchange. Two forms, one model:
+`Mamba.forward` runs T frames at once (training), `Mamba.step` one frame on a state of fixed size (inference).
+
+    B clips, T frames, N pixels, D = d_model, E = d_inner = expand * D, S = d_state, K = d_conv, R = dt_rank
+
+    x, z  = in_proj(input)                    x = silu(causal depthwise conv over t, K taps)
+    dt, B, C = x_proj(x)                      delta = softplus(dt_proj(dt)),  A = -exp(A_log)
+    h_t   = exp(delta A) h_{t-1} + delta B x  y_t = (C . h_t + D x) silu(z),  output = out_proj(y)
+
+Tensors stay (B, T, N, ...) throughout: a scan over t needs no transpose when each pixel's row is read at stride N.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FP16_MAX = 65504.0  # an infinite state would stay infinite (inf * decay) for the rest of a stream: saturate instead
+
+
+class MambaState(NamedTuple):
+    """What one layer carries from frame to frame. Both tensors are updated in place by `Mamba.step`.
+
+    `conv` (N, E, K-1), oldest tap first; `ssm` (N, E, S). `Mamba.init_state` lays `conv` out taps-major in memory (a view).
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+
+def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    """The gated scan over t from a zero state: (C . h + D u) silu(z), h_t = exp(dt A) h_{t-1} + dt B u, dt = softplus(delta).
+
+    u, delta, z: (B, T, N, E), float32 or bfloat16; B, C: (B, T, N, S); A: (E, S) negative, float32; D: (E) float32.
+    Returns (B, T, N, E) in the type of `u`; the arithmetic is float32 (float64 stays float64). The device chooses the path.
+    """
+    return selective_scan_torch(u, delta, A, B, C, D, z)
+
+
+def selective_scan_torch(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    """`selective_scan` in plain PyTorch: any device, any float type, autograd by recording each of the T updates."""
+    with torch.autocast(u.device.type, enabled=False):  # autocast would run the sums below in bfloat16
+        out_dtype, dtype = u.dtype, torch.promote_types(u.dtype, torch.float32)
+        u, delta, B, C, z = (v.to(dtype) for v in (u, delta, B, C, z))
+        dt = F.softplus(delta)
+        dtu = dt * u
+        h = u.new_zeros(u.shape[0], *u.shape[2:], A.shape[1])  # (B, N, E, S)
+        ys = []
+        for t in range(u.shape[1]):
+            h = torch.exp(dt[:, t, :, :, None] * A) * h + dtu[:, t, :, :, None] * B[:, t, :, None, :]
+            ys.append((h @ C[:, t, :, :, None]).squeeze(-1))
+        y = torch.stack(ys, dim=1) + D * u
+        return (y * F.silu(z)).to(out_dtype)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """silu of the depthwise convolution over t that sees frames t-K+1..t only. x: (B, T, N, E); weight: (E, K); bias: (E)."""
+    taps, frames = weight.shape[1], x.shape[1]
+    y = x * weight[:, -1] + bias
+    for lag in range(1, min(taps, frames)):
+        y = torch.cat([y[:, :lag], y[:, lag:] + x[:, :-lag] * weight[:, -1 - lag]], dim=1)
+    return F.silu(y)
+
+
+def conv_step_torch(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
+    """One frame of `causal_conv_silu`. x: (N, E); state: (N, E, K-1), shifted in place by one tap."""
+    y = torch.addcmul(bias, x, weight[:, -1]) + (state.to(x.dtype) * weight[:, :-1]).sum(-1)
+    for tap in range(state.shape[-1] - 1):
+        state[..., tap] = state[..., tap + 1]
+    state[..., -1] = x
+    return F.silu(y)
+
+
+def scan_step_torch(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor
+) -> Tensor:
+    """One frame of `selective_scan`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S), any float type, updated in place."""
+    dt = F.softplus(delta)
+    h = torch.exp(dt[..., None] * A).mul_(state).addcmul_((dt * u)[..., None], B[:, None, :])
+    y = torch.addcmul((h @ C[..., None]).squeeze(-1), D, u) * F.silu(z)
+    state.copy_(h.clamp_(-FP16_MAX, FP16_MAX) if state.dtype == torch.float16 else h)
+    return y
+
+
+class Mamba(nn.Module):
+    """Selective state-space block of `mamba_ssm.Mamba` (same names, shapes, initial values; 437,760 parameters at D = 256)."""
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | str = "auto"
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        # Holds the parameters under mamba-ssm's names; its own forward would need (B*N, E, T), a transpose of everything.
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self._init_dt()
+        # Read by the trainer: no weight decay on the dynamics, no global re-initialisation of the time steps.
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _init_dt(self, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
+        """softplus(bias) is log-uniform in [dt_min, dt_max]; the weights keep the variance of the low-rank input."""
+        std = self.dt_rank**-0.5
+        self.dt_proj.weight.uniform_(-std, std)
+        dt = torch.exp(torch.rand(self.d_inner) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp_(min=dt_floor)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+    def init_state(
+        self, n: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> MambaState:
+        """The zero state of n pixels; `dtype` (float32, float16 or bfloat16) is what it is stored in, not computed in."""
+        device = self.A_log.device if device is None else device
+        conv = torch.zeros(n, self.d_conv - 1, self.d_inner, dtype=dtype, device=device).transpose(1, 2)
+        return MambaState(conv, torch.zeros(n, self.d_inner, self.d_state, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, state: MambaState | None = None) -> Tensor:
+        """x: (B, T, N, D) -> (B, T, N, D), each of the B*N pixels its own sequence over t, from a zero state.
+
+        With `state` (of B*N pixels) the frames are stepped from it and leave it advanced by T; no gradient goes through.
+        """
+        if state is not None:
+            frames = [self.step(x[:, t].flatten(0, 1), *state) for t in range(x.shape[1])]
+            return torch.stack(frames).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+        u, z = self.in_proj(x).split(self.d_inner, dim=-1)
+        weight, bias, A, D = self._dynamics()
+        u = causal_conv_silu(u, weight.to(u.dtype), bias.to(u.dtype))
+        delta, B, C = self._select(u)
+        return self.out_proj(selective_scan(u, delta, A, B, C, D, z))
+
+    @torch.no_grad()
+    def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """One frame, x: (N, D) -> (N, D). conv_state (N, E, K-1) and ssm_state (N, E, S) are updated in place."""
+        u, z = self.in_proj(x).split(self.d_inner, dim=-1)
+        weight, bias, A, D = self._dynamics()
+        u = conv_step_torch(u.to(A.dtype), weight, bias, conv_state).to(u.dtype)
+        delta, B, C = self._select(u)
+        with torch.autocast(x.device.type, enabled=False):  # autocast would run C . h in bfloat16
+            u32, delta, B, C, z = (v.to(A.dtype) for v in (u, delta, B, C, z))
+            y = scan_step_torch(u32, delta, A, B, C, D, z, ssm_state)
+        return self.out_proj(y.to(u.dtype))
+
+    def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input-dependent part: (..., E) -> delta (..., E) before softplus, B and C (..., S)."""
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return self.dt_proj(dt), B, C
+
+    def _dynamics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Convolution (E, K) and bias (E), A (E, S) and D (E), in float32 at least whatever the module's type."""
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        parameters = (self.conv1d.weight[:, 0], self.conv1d.bias, self.A_log, self.D)
+        weight, bias, A_log, D = (p.to(dtype) for p in parameters)
+        return weight, bias, -torch.exp(A_log), D
