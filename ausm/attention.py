@@ -1,0 +1,61 @@
+"""Multi-head attention and feed-forward blocks shared by compressor, decoder and pixel decoder."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v with separate projections; the fused kernel never builds the N x N matrix."""
+
+    def __init__(self, D: int, heads: int) -> None:
+        super().__init__()
+        if D % heads:
+            raise ValueError(f"D {D} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.q_proj = nn.Linear(D, D)
+        self.k_proj = nn.Linear(D, D)
+        self.v_proj = nn.Linear(D, D)
+        self.out_proj = nn.Linear(D, D)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """q (B, Nq, D), k and v (B, Nk, D), allowed bool broadcastable to (B, heads, Nq, Nk) -> (B, Nq, D)."""
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+
+        out = F.scaled_dot_product_attention(
+            split(self.q_proj(q)), split(self.k_proj(k)), split(self.v_proj(v)), attn_mask=allowed
+        )
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def init_lookup(self) -> None:
+        """Start as a lookup by similarity: W_q = W_k orthogonal, W_o W_v = identity, no biases."""
+        for layer in (self.q_proj, self.v_proj):
+            nn.init.orthogonal_(layer.weight)
+        self.k_proj.weight.data.copy_(self.q_proj.weight)
+        self.out_proj.weight.data.copy_(self.v_proj.weight.T)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.zeros_(layer.bias)
+
+
+class FeedForward(nn.Module):
+    """Linear -> activation -> Linear, on the last axis."""
+
+    def __init__(self, D: int, hidden: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(D, hidden)
+        self.act = activation()
+        self.linear2 = nn.Linear(hidden, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.act(self.linear1(x)))
+
+
+def pool_tokens(x: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, tuple[int, int]]:
+    """Average-pool tokens (B, h * w, D) over stride x stride cells, the last ones smaller where the grid does not divide."""
+    if stride == 1:
+        return x, size
+    h, w = size
+    grid = x.transpose(1, 2).unflatten(-1, (h, w))
+    pooled = F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False)
+    return pooled.flatten(2).transpose(1, 2), (pooled.shape[-2], pooled.shape[-1])

@@ -1,0 +1,150 @@
+"""Pixel Decoder: masked-attention decoder of Mask2Former over the query set [A_{t-1}; V] with KV = G_t (Alg. 1 l.14)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm.attention import Attention, FeedForward, pool_tokens
+from ausm.config import PixelDecoderConfig
+from ausm.position import sine_position
+
+
+class Predictions(NamedTuple):
+    """One set of predictions for Q queries of B' frames."""
+
+    masks: Tensor  # (B', Q, H/4, W/4) logits
+    objectness: Tensor  # (B', Q) logits
+    embeddings: Tensor  # (B', Q, D) normalised queries; class heads read them (`PixelDecoder.classify`)
+
+
+class MaskFeatures(nn.Module):
+    """G_t at stride 8 + backbone level at stride 4 -> mask features (B', mask_dim, H/4, W/4).
+
+    Mask2Former's FPN step with G_t in place of the encoder's stride-8 map, so that tracking queries find their history.
+    """
+
+    def __init__(self, D: int, c2: int, mask_dim: int) -> None:
+        super().__init__()
+        groups = 32 if mask_dim % 32 == 0 else 8
+        self.reduce = nn.Conv2d(D, mask_dim, 1) if mask_dim != D else nn.Identity()
+        self.lateral = nn.Sequential(nn.Conv2d(c2, mask_dim, 1, bias=False), nn.GroupNorm(groups, mask_dim))
+        self.output = nn.Sequential(
+            nn.Conv2d(mask_dim, mask_dim, 3, padding=1, bias=False), nn.GroupNorm(groups, mask_dim), nn.ReLU()
+        )
+        self.mask_features = nn.Conv2d(mask_dim, mask_dim, 1)
+
+    def forward(self, G: Tensor, c2: Tensor) -> Tensor:
+        lateral = self.lateral(c2)
+        up = F.interpolate(self.reduce(G), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return self.mask_features(self.output(lateral + up))
+
+
+class PixelLayer(nn.Module):
+    """cross (masked) -> self -> FFN, post-norm (Mask2Former)."""
+
+    def __init__(self, D: int, config: PixelDecoderConfig) -> None:
+        super().__init__()
+        self.cross_attn = Attention(D, config.heads)
+        self.norm_cross = nn.LayerNorm(D)
+        self.self_attn = Attention(D, config.heads)
+        self.norm_self = nn.LayerNorm(D)
+        self.ffn = FeedForward(D, config.ffn, nn.ReLU)
+        self.norm_ffn = nn.LayerNorm(D)
+
+    def forward(
+        self, q: Tensor, q_pos: Tensor, k: Tensor, v: Tensor, open_keys: Tensor, active: Tensor | None
+    ) -> Tensor:
+        """q, q_pos (B', Q, D); k, v (B', n, D); open_keys (B', Q, n) bool; active (B', 1, 1, Q) bool or None."""
+        q = self.norm_cross(q + self.cross_attn(q + q_pos, k, v, open_keys[:, None]))
+        q = self.norm_self(q + self.self_attn(q + q_pos, q + q_pos, q, active))
+        return self.norm_ffn(q + self.ffn(q))
+
+
+class PixelDecoder(nn.Module):
+    """Predictions for ID queries and detection queries, before the first layer and after each."""
+
+    def __init__(self, D: int, c2: int, N_det: int, heads: tuple[tuple[str, int], ...], config: PixelDecoderConfig):
+        super().__init__()
+        self.pools = config.pools
+        self.query_feat = nn.Embedding(N_det, D)  # V, content
+        self.query_embed = nn.Embedding(N_det, D)  # V, position
+        self.track_type = nn.Parameter(torch.zeros(D))
+        self.level_embed = nn.Embedding(len(config.pools), D)
+        self.layers = nn.ModuleList(PixelLayer(D, config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(D)
+        m = config.mask_dim
+        self.mask_features = MaskFeatures(D, c2, m)
+        self.mask_embed = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, m))
+        # one projection for ids as queries and for ids found in G_t: their product is large where they agree
+        self.id_skip = nn.Linear(D, m, bias=False) if config.id_skip else None
+        self.objectness = nn.Linear(D, 1)
+        self.class_heads = nn.ModuleDict({name: nn.Linear(D, n + 1) for name, n in heads})  # last = no object
+
+    def forward(
+        self,
+        A: Tensor,
+        G: Tensor,
+        c2: Tensor,
+        size: tuple[int, int],
+        active: Tensor | None = None,
+        every_layer: bool = False,
+    ) -> list[Predictions]:
+        """A (B', K, D) ID vectors; G (B', N, D); c2 (B', C, H/4, W/4); active (B', K) bool: which rows of A are in use.
+
+        Returns one `Predictions` (of the last layer), or layers + 1 of them with `every_layer`. Queries: K ids, N_det.
+        """
+        b, K, D = A.shape
+        V = self.query_feat.weight[None].expand(b, -1, -1).to(A.dtype)
+        q = torch.cat((A + self.track_type, V), 1)
+        q_pos = torch.cat((A, self.query_embed.weight[None].expand(b, -1, -1).to(A.dtype)), 1)
+        open_queries = None
+        if active is not None:
+            everyone = torch.ones(b, V.shape[1], dtype=torch.bool, device=A.device)
+            open_queries = torch.cat((active, everyone), 1)[:, None, None]
+        pixels = self._pixels(G, c2, size)
+        levels = []
+        for i, pool in enumerate(self.pools):
+            v, (h, w) = pool_tokens(G, size, pool)
+            v = v + self.level_embed.weight[i]
+            levels.append((v + sine_position(h, w, D, v.device, v.dtype), v, (h, w)))
+        outputs = [self._predict(q, pixels)]
+        for i, layer in enumerate(self.layers):
+            k, v, grid = levels[i % len(levels)]
+            open_keys = self._open_keys(outputs[-1].masks, grid)
+            q = layer(q, q_pos, k, v, open_keys, open_queries)
+            outputs.append(self._predict(q, pixels))
+            if not every_layer:
+                del outputs[0]
+        return outputs
+
+    def classify(self, embeddings: Tensor, head: str) -> Tensor:
+        """Class logits (..., C + 1) of one dataset's head, the last one "no object"."""
+        if head not in self.class_heads:
+            raise KeyError(f"no class head {head!r}; this model has {sorted(self.class_heads)}")
+        return self.class_heads[head](embeddings)
+
+    def _pixels(self, G: Tensor, c2: Tensor, size: tuple[int, int]) -> Tensor:
+        grid = G.transpose(1, 2).unflatten(-1, size)
+        features = self.mask_features(grid, c2)
+        if self.id_skip is not None:
+            ids = self.id_skip(G).transpose(1, 2).unflatten(-1, size)
+            features = features + F.interpolate(ids, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        return features
+
+    def _predict(self, q: Tensor, pixels: Tensor) -> Predictions:
+        embeddings = self.norm(q)
+        vectors = self.mask_embed(embeddings)
+        if self.id_skip is not None:
+            vectors = vectors + self.id_skip(embeddings) / vectors.shape[-1] ** 0.5
+        b, m, H, W = pixels.shape
+        masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
+        return Predictions(masks, self.objectness(embeddings).squeeze(-1), embeddings)
+
+    @staticmethod
+    def _open_keys(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Where each query may look: inside its own mask; everywhere if that is empty (Mask2Former)."""
+        logits = F.interpolate(masks.detach().float(), size=grid, mode="bilinear", align_corners=False).flatten(2)
+        inside = logits > 0
+        return inside | ~inside.any(-1, keepdim=True)
