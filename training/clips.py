@@ -1,0 +1,71 @@
+"""The training sample and its configuration: what every reader and augmentation ends in.
+
+Sizes: T frames, N instances, H x W pixels of the training crop.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ausm.errors import InputError
+
+
+class ClipDataError(InputError):
+    """Training data that is missing, unreadable or malformed. The message names the file."""
+
+
+class Clip(NamedTuple):
+    """One training sample. Masks are the visible parts; an absent instance has an all-False mask on that frame."""
+
+    images: np.ndarray  # (T, H, W, 3) uint8 RGB
+    masks: np.ndarray  # (N, T, H, W) bool, N may be 0
+    class_ids: np.ndarray  # (N,) int64 in the label space of `head`, -1 unknown
+    exhaustive: bool  # every object of the frames is labelled, so the rest is background
+    head: str  # "coco" | "sim" | ... ; "" = class-agnostic
+    source: str  # where it came from: source name and item, for error messages and pictures
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Shape of the samples and the probabilities of the augmentations (each drawn once a clip)."""
+
+    frames: int = 8  # T
+    size: tuple[int, int] = (256, 448)  # (H, W) of the training crop
+    max_instances: int = 20  # the largest are kept
+    min_pixels: int = 16  # a smaller visible part counts as absent on that frame
+
+    max_stride: int = 4  # real videos: stride uniform in 1..max_stride
+    reverse: float = 0.5  # real videos: played backwards
+    flip: float = 0.5  # horizontal flip of the whole clip
+    jump: float = 0.15  # pseudo-videos: one hard cut of the camera
+    away: float = 0.15  # the camera looks away from an object for some frames and returns
+
+    paste: float = 0.6  # moving cut-outs of other images are pasted on the clip
+    max_paste: int = 3
+    twins: float = 0.3  # given a paste: a second copy of one cut-out moves on its own (look-alike)
+    own_twin: float = 0.25  # given a paste: one cut-out is an object of this very clip
+    behind: float = 0.3  # given a pasted object: it passes behind the labelled ones
+    occlude: float = 0.3  # something sweeps over an object, hides it for some frames and leaves
+    unlabelled: float = 0.05  # non-exhaustive sources only: pasted look-alikes stay without label (pure distractors)
+
+    colour: float = 0.8
+    grey: float = 0.03
+    blur: float = 0.15
+    noise: float = 0.2
+    jpeg: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or min(self.size) < 16 or self.max_instances < 1 or self.max_stride < 1:
+            raise ClipDataError(
+                f"frames {self.frames}, size {self.size}, max_instances {self.max_instances}, max_stride "
+                f"{self.max_stride}: need >= 1, >= 16 px, >= 1, >= 1"
+            )
+
+
+def plain(frames: int, size: tuple[int, int], max_instances: int = 20) -> ClipConfig:
+    """A configuration with every random change of look, occlusion and pasting off: for validation pictures."""
+    off = dict.fromkeys(
+        ("reverse", "flip", "jump", "away", "paste", "occlude", "unlabelled", "colour", "grey", "blur", "noise", "jpeg"), 0.0
+    )
+    return ClipConfig(frames=frames, size=size, max_instances=max_instances, **off)

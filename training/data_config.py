@@ -1,0 +1,115 @@
+"""Which data a training run reads: a TOML file with one [[source]] table a source."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from training import readers_coco, readers_folders, readers_sim
+from training.clips import ClipDataError
+from training.loader import Source
+from training.readers import Reader
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One [[source]] table. Only `kind` and `root` are required."""
+
+    kind: str  # a key of KINDS
+    root: str  # relative to the folder of the configuration file
+    weight: float = 1.0  # share of the batches, relative to the other sources
+    name: str = ""  # default: kind
+    exhaustive: bool | None = None  # None: as the kind is labelled
+    head: str | None = None  # None: as the kind has classes; "" drops the classes
+    exclude: tuple[str, ...] = ()  # items never read, on top of the held-out ones
+    annotations: str = "annotations.json"  # COCO kinds: the json, relative to root
+    images: str = "images"  # COCO kinds: the folder, relative to root
+    paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
+
+
+Maker = Callable[[SourceConfig, Path], Reader]
+
+
+def _coco(source: SourceConfig, root: Path) -> Reader:
+    return readers_coco.CocoReader(
+        root / source.annotations,
+        root / source.images,
+        name=source.name or "coco",
+        exhaustive=source.exhaustive is not False,
+        classes=source.head != "",
+        exclude=source.exclude,
+    )
+
+
+def _folder(make: Callable[..., Reader]) -> Maker:
+    return lambda source, root: make(root, name=source.name or source.kind, exclude=source.exclude)
+
+
+KINDS: dict[str, Maker] = {
+    "coco": _coco,
+    "davis2016": _folder(readers_folders.davis2016),
+    "davis2017": _folder(readers_folders.davis2017),
+    "mose": _folder(readers_folders.mose),
+    "youtube_vos": _folder(readers_folders.youtube_vos),
+    "sim": _folder(readers_sim.sim),
+}
+
+
+def make_source(config: SourceConfig, base: Path) -> Source:
+    """The reader of one table, with its overrides. Raises ClipDataError."""
+    if config.kind not in KINDS:
+        raise ClipDataError(f"source kind {config.kind!r}: known are {', '.join(sorted(KINDS))}")
+    reader = KINDS[config.kind](config, base / config.root)
+    if config.exhaustive is not None:
+        reader.exhaustive = config.exhaustive
+    if config.head is not None:
+        reader.head = config.head
+    return Source(reader, config.weight, config.paste)
+
+
+def parse_data_config(path: Path) -> list[SourceConfig]:
+    """The tables of the file. Raises ClipDataError that names the table and the wrong key."""
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ClipDataError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ClipDataError(f"{path}: {error}") from error
+    tables = data.get("source")
+    if not isinstance(tables, list) or not tables or set(data) != {"source"}:
+        raise ClipDataError(f"{path}: holds {sorted(data)}, needs one or more [[source]] tables and nothing else")
+    return [_parse_table(table, f"{path}, [[source]] {number}") for number, table in enumerate(tables, 1)]
+
+
+def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
+    known = {field.name for field in fields(SourceConfig)}
+    unknown, missing = sorted(set(table) - known), sorted({"kind", "root"} - set(table))
+    if unknown or missing:
+        raise ClipDataError(f"{where}: unknown keys {unknown}, missing keys {missing}; known: {sorted(known)}")
+    values = dict(table)
+    for key, value in values.items():
+        expected: type | tuple[type, ...] = str
+        if key in ("weight", "paste"):
+            expected = (int, float)
+        elif key == "exhaustive":
+            expected = bool
+        elif key == "exclude":
+            expected = list
+        if not isinstance(value, expected) or (isinstance(value, bool) and key != "exhaustive"):
+            raise ClipDataError(f"{where}: {key} = {value!r} is no {expected}")
+    if values.get("weight", 1.0) < 0 or not 0 <= values.get("paste", 0.0) <= 1:
+        raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
+    values["exclude"] = tuple(str(item) for item in values.get("exclude", ()))
+    return SourceConfig(**values)
+
+
+def load_data_config(path: Path) -> list[Source]:
+    """Opens every source of the file. Roots are relative to the file. Raises ClipDataError."""
+    path = Path(path)
+    return make_sources(parse_data_config(path), path.parent)
+
+
+def make_sources(configs: Sequence[SourceConfig], base: Path) -> list[Source]:
+    """Opens every source; relative roots start at `base`. Raises ClipDataError."""
+    return [make_source(config, base) for config in configs]

@@ -1,0 +1,149 @@
+"""COCO instance annotations (polygons, plain and compressed run lengths): stills for pseudo-videos."""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from training.clips import ClipDataError
+from training.readers import HELD_OUT, MAX_OBJECTS, RawClip, channels, check_frames, read_rgb, set_object
+
+
+def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object of a file that must hold these keys. Raises ClipDataError."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ClipDataError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ClipDataError(f"{path}: no JSON: {error}") from error
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ClipDataError(f"{path}: lacks {missing}")
+    return data
+
+
+def string_runs(text: str | bytes) -> np.ndarray:
+    """Run lengths of a compressed COCO mask: 5 bits a character from '0', low bits first, delta to the run two back."""
+    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes.tolist():
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:  # last character of this number
+            if code & 16:
+                value -= 1 << shift  # sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return np.asarray(runs, np.int64)
+
+
+def decode_runs(segmentation: dict[str, Any], name: str) -> np.ndarray:
+    """(H, W) bool of a COCO run-length object: column-major runs, background first. Raises ClipDataError."""
+    try:
+        height, width = (int(v) for v in segmentation["size"])
+        counts = segmentation["counts"]
+        runs = string_runs(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClipDataError(f"{name}: malformed run-length mask ({error!r})") from error
+    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+        raise ClipDataError(f"{name}: runs sum to {int(runs.sum())}, mask is {height}x{width}")
+    values = np.zeros(len(runs), bool)
+    values[1::2] = True
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def mask_of(segmentation: Any, height: int, width: int, name: str) -> np.ndarray:
+    """(H, W) bool/uint8 of any COCO segmentation (list of polygons or run lengths). Raises ClipDataError."""
+    if isinstance(segmentation, dict):
+        mask = decode_runs(segmentation, name)
+        if mask.shape != (height, width):
+            raise ClipDataError(f"{name}: mask {mask.shape}, image {(height, width)}")
+        return mask
+    mask = np.zeros((height, width), np.uint8)
+    try:
+        for ring in segmentation:
+            points = np.asarray(ring, np.float64).reshape(-1, 1, 2)
+            # one ring at a time: parts of one object add up; 1/16 px; COCO coordinates are pixel corners
+            cv2.fillPoly(mask, [np.round((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
+    except (TypeError, ValueError, cv2.error) as error:
+        raise ClipDataError(f"{name}: malformed polygon ({error})") from error
+    return mask
+
+
+class CocoReader:
+    """COCO json over an image folder. Items are named by the file stem ("000000000139").
+
+    `classes` False drops the categories (head ""): for subsets that label one kind of object only.
+    `exclude` adds names to the held-out ones, which are never read. When `exhaustive`, images with crowd regions are
+    left out (their single objects carry no labels), and images without any object stay, as pure background.
+    Raises ClipDataError for a missing or malformed json.
+    """
+
+    def __init__(
+        self,
+        annotations: Path,
+        images: Path,
+        *,
+        name: str = "coco",
+        exhaustive: bool = True,
+        classes: bool = True,
+        exclude: Collection[str] = (),
+    ) -> None:
+        self.name, self.exhaustive, self.head = name, exhaustive, "coco" if classes else ""
+        self.images = Path(images)
+        data = load_json(Path(annotations), ("images", "annotations", "categories"))
+        self.category_names: tuple[str, ...] = ()
+        try:
+            categories = sorted(data["categories"], key=lambda category: category["id"])
+            index_of = {category["id"]: index for index, category in enumerate(categories)}
+            by_image: dict[int, list[dict[str, Any]]] = {}
+            crowded: set[int] = set()
+            for annotation in data["annotations"]:
+                if annotation.get("iscrowd", 0):
+                    crowded.add(annotation["image_id"])
+                else:
+                    by_image.setdefault(annotation["image_id"], []).append(annotation)
+            if classes:
+                self.category_names = tuple(str(category["name"]) for category in categories)
+            refused = HELD_OUT["coco"] | frozenset(exclude)
+            self._items: list[tuple[str, list[tuple[int, Any]]]] = []
+            for image in sorted(data["images"], key=lambda image: image["id"]):
+                if Path(image["file_name"]).stem in refused or (exhaustive and image["id"] in crowded):
+                    continue
+                found = by_image.get(image["id"], [])
+                if not found and not exhaustive:
+                    continue
+                found = sorted(found, key=lambda a: (-a["area"], a["id"]))[:MAX_OBJECTS]  # largest first
+                objects = [(index_of[a["category_id"]] if classes else -1, a["segmentation"]) for a in found]
+                self._items.append((image["file_name"], objects))
+        except (KeyError, TypeError) as error:
+            raise ClipDataError(f"{annotations}: malformed COCO annotations ({error!r})") from error
+        if not self._items:
+            raise ClipDataError(f"{annotations}: no image is left to train on")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def item_name(self, item: int) -> str:
+        return Path(self._items[item][0]).stem
+
+    def length(self, item: int) -> int:
+        return 1
+
+    def load(self, item: int, frames: Sequence[int]) -> RawClip:
+        """One image; frames must be zeros. Raises ClipDataError."""
+        check_frames(self, item, frames)
+        file_name, objects = self._items[item]
+        path = self.images / file_name
+        image = read_rgb(path)
+        height, width = image.shape[:2]
+        bits = np.zeros((height, width, channels(len(objects))), np.int32)
+        for index, (_, segmentation) in enumerate(objects):
+            set_object(bits, index, mask_of(segmentation, height, width, str(path)))
+        class_ids = np.array([class_id for class_id, _ in objects], np.int64)
+        return RawClip([image] * len(frames), [bits] * len(frames), class_ids)

@@ -1,0 +1,68 @@
+"""Simulated clips on disk (`training.sim_store`): exact masks, every object labelled, classes known."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from training.clips import ClipDataError
+from training.readers import MAX_OBJECTS, RawClip, bits_of_labels, check_frames
+
+
+class ClipStore(Protocol):
+    """What is read of a store of simulated clips; `training.sim_store.SimClips` is one."""
+
+    def __len__(self) -> int: ...
+
+    def length(self, item: int) -> int: ...
+
+    def load(
+        self, item: int, start: int, length: int, stride: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, int]]: ...
+
+
+class SimReader:
+    """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging."""
+
+    exhaustive = True
+    head = "sim"
+
+    def __init__(self, store: ClipStore, *, name: str = "sim", exclude: Collection[str] = ()) -> None:
+        self.name, self._store = name, store
+        self._items = [item for item in range(len(store)) if str(item) not in exclude]
+        if not self._items:
+            raise ClipDataError(f"{name}: no simulated clip is left to train on")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def item_name(self, item: int) -> str:
+        return str(self._items[item])
+
+    def length(self, item: int) -> int:
+        return self._store.length(self._items[item])
+
+    def load(self, item: int, frames: Sequence[int]) -> RawClip:
+        """Frames in the given order. Raises ClipDataError."""
+        check_frames(self, item, frames)
+        first, last = min(frames), max(frames)
+        steps = np.abs(np.diff(frames))
+        stride = int(np.gcd.reduce(steps)) if steps.any() else 1
+        try:
+            images, labels, class_of = self._store.load(self._items[item], first, (last - first) // stride + 1, stride)
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise ClipDataError(f"{self.name}/{self.item_name(item)}: {error!r}") from error
+        order = [(frame - first) // stride for frame in frames]
+        values = sorted(class_of)[:MAX_OBJECTS]
+        bits = [bits_of_labels(labels[index], values) for index in order]
+        return RawClip([images[index] for index in order], bits, np.array([class_of[v] for v in values], np.int64))
+
+
+def sim(root: Path, *, name: str = "sim", exclude: Collection[str] = ()) -> SimReader:
+    """The clips that `ausm simulate` wrote under `root`. Raises ClipDataError."""
+    from training.sim_store import SimClips
+
+    if not Path(root).is_dir():
+        raise ClipDataError(f"{root}: no such folder")
+    return SimReader(SimClips(root), name=name, exclude=exclude)
