@@ -66,7 +66,11 @@ class AUSM(nn.Module):
                     branch.weight.mul_(0.1)
 
     def encode(self, images: Tensor) -> Features:
-        """uint8 RGB images (B', H, W, 3) -> features; pads right and bottom to the size divisor."""
+        """uint8 RGB images (B', H, W, 3) -> features."""
+        return self.features(self.maps(images))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """uint8 RGB images (B', H, W, 3) -> backbone maps; pads right and bottom to the size divisor."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be (B, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
         x = images.permute(0, 3, 1, 2).float().div_(255)
@@ -74,7 +78,7 @@ class AUSM(nn.Module):
         d = self.config.size_divisor
         H, W = x.shape[-2:]
         x = F.pad(x, (0, -W % d, 0, -H % d)).contiguous(memory_format=torch.channels_last)
-        return self.features(self.backbone(x))
+        return self.backbone(x)
 
     def features(self, maps: list[Tensor]) -> Features:
         """Backbone maps at strides 4..32 -> X_t and the stride-4 level."""

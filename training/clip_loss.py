@@ -1,0 +1,82 @@
+"""One micro-batch through the parallel form: Preprocess, (optional first pass), model, losses. Alg. 2 in one forward."""
+
+import torch
+from torch import Tensor, nn
+
+from ausm.marker import marks_from_logits
+from ausm.model import AUSM, Features
+from training.loader import Batch
+from training.losses import Criterion
+from training.noise import add_noise
+from training.preprocess import Targets, preprocess, sample_ids, sample_switch
+from training.stages import Stage
+
+
+class ClipLoss(nn.Module):
+    """Wraps the model so that data-parallel wrappers see one forward from batch to loss terms."""
+
+    def __init__(self, model: AUSM, stage: Stage) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+        self.criterion = Criterion(stage.loss, model)
+        self.frozen = stage.backbone_lr_scale == 0
+        model.backbone.requires_grad_(not self.frozen)
+
+    def train(self, mode: bool = True) -> "ClipLoss":
+        """A frozen backbone stays in eval mode: its batch statistics are those of its pre-training."""
+        super().train(mode)
+        if self.frozen:
+            self.model.backbone.eval()
+        return self
+
+    def targets(self, batch: Batch, generator: torch.Generator) -> Targets:
+        """Draw switch times and ID vectors, build targets and history (Alg. 2 l. 1-3) on the model's device."""
+        masks = batch.masks.transpose(1, 2)  # (B, T, K, H, W)
+        B, T, K, H, W = masks.shape
+        d = self.model.config.size_divisor
+        if H % d or W % d:
+            raise ValueError(f"training size {H}x{W} is not a multiple of {d}")
+        visible = masks.flatten(3).any(-1)
+        first_p = 0.0 if batch.exhaustive else self.stage.first_p
+        ts = sample_switch(visible, batch.valid, first_p, generator)
+        ids = sample_ids(B, K, self.model.config.N_id, generator)
+        device = self.model.X_0.device
+        t = preprocess(masks.to(device), ts.to(device), (H // 8, W // 8), ids.to(device))
+        if self.stage.noise is not None:
+            t = t._replace(history=add_noise(t.history, t.active, self.stage.noise, generator))
+        return t
+
+    def forward(
+        self, batch: Batch, targets: Targets, self_fed: bool = False, num_masks: float | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted loss terms of one micro-batch; their sum is L."""
+        images = batch.images.to(self.model.X_0.device)
+        B = images.shape[0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.model.maps(images.flatten(0, 1))
+        features = self.model.features(maps)
+        if self_fed:
+            targets = targets._replace(history=self._own_history(features, B, targets))
+        outputs = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active, every_layer=True)
+        class_ids = batch.class_ids.to(images.device)
+        known = batch.head if batch.head in self.model.pixel_decoder.class_heads else ""
+        return self.criterion(outputs, targets, class_ids, known, batch.exhaustive, num_masks)
+
+    @torch.no_grad()
+    def _own_history(self, features: Features, B: int, targets: Targets) -> Tensor:
+        """History made of the model's own masks of a first pass (parallel scheduled sampling).
+
+        Keeps the parallel form: two passes instead of T steps. Only frames on which an instance was tracked change.
+        """
+        K = targets.ids.shape[1]
+        out = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active)[-1]
+        logits = out.masks[:, :K].unflatten(0, (B, -1)).float()  # (B, T, K, H/4, W/4)
+        logits = logits.masked_fill(~targets.active[..., None, None], -1e4)
+        if K > 1:  # one object a pixel, as the stream's output has it
+            logits = torch.where(logits == logits.amax(2, keepdim=True), logits, -logits.abs())
+        marks = marks_from_logits(logits, features.size)
+        history = targets.history.clone()
+        own = targets.active[:, :-1, :, None, None]
+        history[:, 1:] = torch.where(own, marks[:, :-1], history[:, 1:])
+        return history

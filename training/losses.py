@@ -1,0 +1,169 @@
+"""L = sum_t L_trk + L_det (Alg. 2 l. 8) with Mask2Former's terms, deep supervision and point sampling."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ausm.model import AUSM
+from ausm.pixel_decoder import Predictions
+from training.matcher import match
+from training.preprocess import Targets
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Mask2Former; `points` per mask, 3x oversampled, 3/4 of them where the prediction is least certain."""
+
+    w_class: float = 2.0
+    w_mask: float = 5.0
+    w_dice: float = 5.0
+    w_objectness: float = 2.0
+    no_object: float = 0.1
+    points: int = 12_544
+    oversample: float = 3.0
+    importance: float = 0.75
+    deep: float = 1.0  # weight of the intermediate outputs
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """maps (M, H, W), points (M, P, 2) as x, y in 0..1 -> (M, P), bilinear."""
+    grid = 2 * points[:, None] - 1
+    return F.grid_sample(maps[:, None], grid, align_corners=False, padding_mode="border")[:, 0, 0]
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, config: LossConfig) -> Tensor:
+    """(M, P, 2): 3/4 of the points with the smallest |logit| of a random oversample, the rest uniform (PointRend)."""
+    M, P = len(logits), config.points
+    candidates = torch.rand(M, int(P * config.oversample), 2, device=logits.device)
+    certainty = sample_points(logits, candidates).abs()
+    hard = int(P * config.importance)
+    index = certainty.topk(hard, dim=1, largest=False).indices
+    chosen = candidates.gather(1, index[..., None].expand(-1, -1, 2))
+    return torch.cat((chosen, torch.rand(M, P - hard, 2, device=logits.device)), 1)
+
+
+def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Sums over masks of BCE and dice. logits (M, h, w), targets (M, H, W) bool, visible (M,) bool.
+
+    An absent object's mask is trained towards zero by BCE; dice is undefined without a target and left out (A7).
+    """
+    if len(logits) == 0:
+        zero = logits.sum()
+        return zero, zero
+    logits = logits.float()
+    points = uncertain_points(logits, config)
+    x = sample_points(logits, points)
+    y = sample_points(targets.float(), points)
+    bce = F.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1).sum()
+    p = x.sigmoid()
+    dice = 1 - (2 * (p * y).sum(1) + 1) / (p.sum(1) + y.sum(1) + 1)
+    return bce, (dice * visible).sum()
+
+
+class Criterion:
+    """Losses of one batch. The matcher runs per output for detections; track queries keep their given instance."""
+
+    def __init__(self, config: LossConfig, model: AUSM) -> None:
+        self.config = config
+        self.model = model
+
+    def __call__(
+        self,
+        outputs: list[Predictions],
+        targets: Targets,
+        class_ids: Tensor,
+        head: str,
+        exhaustive: bool,
+        num_masks: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted loss terms; their sum is L. class_ids (B, K) int64, -1 unknown; `head` "" = no class loss.
+
+        `num_masks`: the common normaliser, the mean over processes of the number of targets; None = count them here.
+        """
+        flat = _Flat(targets, class_ids)
+        n = max(num_masks if num_masks is not None else float(flat.count), 1.0)
+        total: dict[str, Tensor] = {}
+        for i, output in enumerate(outputs):
+            scale = 1.0 if i == len(outputs) - 1 else self.config.deep
+            for name, value in self._one(output, flat, head, exhaustive).items():
+                total[name] = total.get(name, 0) + scale * value / n
+        return total
+
+    def _one(self, out: Predictions, flat: "_Flat", head: str, exhaustive: bool) -> dict[str, Tensor]:
+        c, K = self.config, flat.active.shape[1]
+        f_trk, k_trk = flat.active.nonzero(as_tuple=True)
+        bce_trk, dice_trk = mask_losses(
+            out.masks[f_trk, k_trk], flat.masks[f_trk, k_trk], flat.visible[f_trk, k_trk], c
+        )
+        visible_trk = flat.visible[f_trk, k_trk]
+        obj_trk = F.binary_cross_entropy_with_logits(
+            out.objectness[f_trk, k_trk].float(), visible_trk.float(), reduction="sum"
+        )
+        f, q, k = self._match(out, flat, K)
+        bce_det, dice_det = mask_losses(out.masks[f, K + q], flat.masks[f, k], flat.visible[f, k], c)
+        obj = out.objectness[:, K:].float()
+        wanted = torch.zeros_like(obj)
+        wanted[f, q] = 1
+        weight = torch.full_like(obj, c.no_object if exhaustive else 0.0)  # unlabelled objects are not background
+        weight[f, q] = 1
+        obj_det = F.binary_cross_entropy_with_logits(obj, wanted, weight, reduction="sum")
+        losses = {
+            "trk_mask": c.w_mask * bce_trk,
+            "trk_dice": c.w_dice * dice_trk,
+            "trk_obj": c.w_objectness * obj_trk,
+            "det_mask": c.w_mask * bce_det,
+            "det_dice": c.w_dice * dice_det,
+            "det_obj": c.w_objectness * obj_det,
+        }
+        if head:
+            losses["class"] = c.w_class * self._class_loss(out, flat, head, (f, q, k), (f_trk, k_trk), exhaustive)
+        return losses
+
+    def _match(self, out: Predictions, flat: "_Flat", K: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Costs on one random set of points shared by all masks."""
+        P = min(self.config.points, out.masks.shape[-1] * out.masks.shape[-2])
+        points = torch.rand(1, P, 2, device=out.masks.device)
+        det = out.masks[:, K:].detach().float()
+        frames, Q = det.shape[:2]
+        x = F.grid_sample(det, 2 * points[:, None].expand(frames, -1, -1, -1) - 1, align_corners=False)[:, :, 0]
+        f, k = flat.det.nonzero(as_tuple=True)
+        y = torch.zeros(frames, flat.det.shape[1], P, device=det.device)
+        if len(f):
+            y[f, k] = sample_points(flat.masks[f, k].float(), points.expand(len(f), -1, -1))
+        c = self.config
+        return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_class, c.w_mask, c.w_dice))
+
+    def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:  # noqa: ANN001 (index tuples)
+        """Cross-entropy on matched queries; "no object" for absent tracks, and for unmatched ones if exhaustive."""
+        f, q, k = det
+        K = flat.active.shape[1]
+        logits = self.model.pixel_decoder.classify(out.embeddings, head).float()
+        none = logits.shape[-1] - 1
+        target = torch.full(logits.shape[:2], -1, dtype=torch.long, device=logits.device)
+        weight = torch.ones(logits.shape[:2], device=logits.device)
+        if exhaustive:
+            target[:, K:] = none
+            weight[:, K:] = self.config.no_object
+        target[f, K + q] = flat.class_ids[f, k]
+        weight[f, K + q] = 1
+        ft, kt = trk
+        target[ft, kt] = torch.where(flat.visible[ft, kt], flat.class_ids[ft, kt], none)
+        known = target >= 0
+        loss = F.cross_entropy(logits[known], target[known], reduction="none")
+        return (loss * weight[known]).sum()
+
+
+class _Flat:
+    """Targets with (B, T) flattened to one axis of frames."""
+
+    def __init__(self, targets: Targets, class_ids: Tensor) -> None:
+        T = targets.active.shape[1]
+        self.active = targets.active.flatten(0, 1)
+        self.det = targets.det.flatten(0, 1)
+        self.masks = targets.masks.flatten(0, 1)
+        self.visible = targets.visible.flatten(0, 1)
+        self.class_ids = class_ids[:, None].expand(-1, T, -1).flatten(0, 1)
+        self.count = self.active.sum() + self.det.sum()

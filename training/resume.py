@@ -1,0 +1,64 @@
+"""Everything a killed run needs to go on exactly: weights, average, optimizer, position. Random numbers need no state:
+every draw is a function of (seed, iteration, part of the batch)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ausm.errors import CheckpointError
+
+
+class MovingAverage:
+    """Exponential moving average of a state dict; integer entries are copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, iteration: int) -> None:
+        """Early on the average follows faster, or it would remember the initial weights."""
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        live = model.state_dict()
+        names = [k for k, v in self.values.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.values[k] for k in names], [live[k] for k in names], 1 - decay)
+        for k, v in self.values.items():
+            if not v.is_floating_point():
+                v.copy_(live[k])
+
+
+def save_run(path: Path, **parts: Any) -> None:
+    """torch.save to a temporary file, flushed, then renamed: a kill at any moment leaves the old or the new file."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as f:
+        torch.save(parts, f)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """The parts of `save_run`. Raises CheckpointError if the file is missing or unreadable."""
+    if not path.is_file():
+        raise CheckpointError(f"nothing to resume: {path} does not exist")
+    try:
+        parts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return parts
+
+
+def parameter_groups(model: nn.Module, lr: float, backbone_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: no decay on vectors, embeddings, A_log and D; the backbone at its own rate (Mask2Former)."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        plain = p.ndim < 2 or id(p) in embeddings or getattr(p, "_no_weight_decay", False) or name.split(".")[-1] == "B"
+        scale = backbone_scale if ".backbone." in f".{name}" else 1.0
+        groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(p)
+    return [{"params": v, "lr": k[0], "initial_lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]

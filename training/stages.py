@@ -1,0 +1,61 @@
+"""The three stages as frozen dataclasses: the paper's recipe to the letter, and the recipe of `nano`."""
+
+from dataclasses import dataclass, field
+
+from training.clips import ClipConfig
+from training.losses import LossConfig
+from training.noise import HistoryNoise
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage. `batch` is the global batch in clips, whatever the number of processes."""
+
+    name: str
+    frames: int  # T
+    iterations: int
+    batch: int
+    size: tuple[int, int]  # (H, W) of the training crop
+    lr: float = 1e-4  # App. A, all stages
+    backbone_lr_scale: float = 0.1  # Mask2Former; 0 = frozen
+    weight_decay: float = 0.05
+    clip_norm: float = 0.01  # Mask2Former, full model
+    warmup: int = 0
+    decay_at: tuple[float, ...] = (0.89, 0.96)  # learning rate x0.1 at these fractions; () = linear over `cooldown`
+    cooldown: float = 0.0  # last fraction of the iterations, linear to zero
+    ema: float = 0.0  # decay of the moving average; 0 = none
+    first_p: float = 0.8  # class-agnostic sources: ts = first appearance (A3)
+    self_fed: float = 0.0  # share of iterations whose history is the model's own predictions of a first pass
+    max_instances: int = 25  # per clip
+    noise: HistoryNoise | None = None
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def clip_config(self) -> ClipConfig:
+        return ClipConfig(frames=self.frames, size=self.size, max_instances=self.max_instances)
+
+
+def paper(stage: int) -> Stage:
+    """App. A and section 3.2: 3 / 5 / 16 frames, 147,500 / 32,000 / 40,000 iterations, batch 16, AdamW 1e-4."""
+    if stage == 1:
+        return Stage("paper-1", frames=3, iterations=147_500, batch=16, size=(768, 768))
+    if stage == 2:
+        return Stage("paper-2", frames=5, iterations=32_000, batch=16, size=(640, 1024), decay_at=(0.75,))
+    return Stage(
+        "paper-3", frames=16, iterations=40_000, batch=16, size=(512, 896), decay_at=(0.75,), backbone_lr_scale=0.0
+    )
+
+
+def nano(stage: int) -> Stage:
+    """For the data at hand on a few CPU cores: frozen ImageNet backbone, smaller crops, longer clips stage by stage."""
+    loss = LossConfig(points=1536, deep=0.5)
+    common = dict(
+        backbone_lr_scale=0.0, clip_norm=1.0, decay_at=(), ema=0.995, loss=loss, noise=HistoryNoise(), max_instances=8
+    )
+    if stage == 1:
+        return Stage("nano-1", 4, 2000, 4, (192, 320), lr=5e-4, warmup=150, **common)
+    if stage == 2:
+        return Stage("nano-2", 8, 1500, 2, (256, 448), lr=3e-4, warmup=50, self_fed=0.5, **common)
+    return Stage("nano-3", 12, 800, 1, (320, 576), lr=2e-4, warmup=50, self_fed=0.5, cooldown=0.5, **common)
+
+
+RECIPES = {"nano": nano, "swin_t": paper, "swin_b": paper}
