@@ -1,7 +1,7 @@
 """Mamba-1 (Gu & Dao 2023) over time, one sequence per pixel: the temporal half of a History Compressor layer.
 
-Parameter names, shapes and initial values are those of `mamba_ssm.Mamba`, so checkpoints interchange. Two forms, one model:
-`Mamba.forward` runs T frames at once (training), `Mamba.step` one frame on a state of fixed size (inference).
+Parameter names, shapes and initial values are those of `mamba_ssm.Mamba`, so checkpoints interchange. Two forms, one
+model: `Mamba.forward` runs T frames at once (training), `Mamba.step` one frame on a state of fixed size (inference).
 
     B clips, T frames, N pixels, D = d_model, E = d_inner = expand * D, S = d_state, K = d_conv, R = dt_rank
 
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ausm import ssm_cpu
+
 FP16_MAX = 65504.0  # an infinite state would stay infinite (inf * decay) for the rest of a stream: saturate instead
 
 
 class MambaState(NamedTuple):
     """What one layer carries from frame to frame. Both tensors are updated in place by `Mamba.step`.
 
-    `conv` (N, E, K-1), oldest tap first; `ssm` (N, E, S). `Mamba.init_state` lays `conv` out taps-major in memory (a view).
+    `conv` (N, E, K-1), oldest tap first, a view whose memory is (N, K-1, E): other strides work, slower. `ssm` (N, E, S).
     """
 
     conv: Tensor
@@ -33,11 +35,13 @@ class MambaState(NamedTuple):
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
-    """The gated scan over t from a zero state: (C . h + D u) silu(z), h_t = exp(dt A) h_{t-1} + dt B u, dt = softplus(delta).
+    """(C . h + D u) silu(z) with h_t = exp(dt A) h_{t-1} + dt B u, dt = softplus(delta), from a zero state.
 
-    u, delta, z: (B, T, N, E), float32 or bfloat16; B, C: (B, T, N, S); A: (E, S) negative, float32; D: (E) float32.
-    Returns (B, T, N, E) in the type of `u`; the arithmetic is float32 (float64 stays float64). The device chooses the path.
+    u, delta, z: (B, T, N, E), any float type; B, C: (B, T, N, S); A: (E, S), negative; D: (E). Returns (B, T, N, E) in the
+    type of `u`; the arithmetic is float32 (float64 stays float64). The device chooses the path.
     """
+    if ssm_cpu.available(u, A.shape[1]):
+        return ssm_cpu.selective_scan(u, delta, A, B, C, D, z)
     return selective_scan_torch(u, delta, A, B, C, D, z)
 
 
@@ -58,11 +62,19 @@ def selective_scan_torch(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """silu of the depthwise convolution over t that sees frames t-K+1..t only. x: (B, T, N, E); weight: (E, K); bias: (E)."""
+    """silu of a depthwise convolution over t that sees frames t-K+1..t. x: (B, T, N, E); weight: (E, K); bias: (E)."""
+    if ssm_cpu.available(x, taps=weight.shape[1]):
+        return ssm_cpu.causal_conv_silu(x, weight, bias)
+    return causal_conv_silu_torch(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def causal_conv_silu_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv_silu` as K shifted multiply-adds: no transpose to (B N, E, T), which nn.Conv1d would need."""
     taps, frames = weight.shape[1], x.shape[1]
-    y = x * weight[:, -1] + bias
-    for lag in range(1, min(taps, frames)):
-        y = torch.cat([y[:, :lag], y[:, lag:] + x[:, :-lag] * weight[:, -1 - lag]], dim=1)
+    padded = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
+    y = bias + padded[:, :frames] * weight[:, 0]
+    for tap in range(1, taps):
+        y = torch.addcmul(y, padded[:, tap : tap + frames], weight[:, tap])
     return F.silu(y)
 
 
@@ -78,7 +90,7 @@ def conv_step_torch(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> T
 def scan_step_torch(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor
 ) -> Tensor:
-    """One frame of `selective_scan`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S), any float type, updated in place."""
+    """One frame of `selective_scan`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S), float, updated in place."""
     dt = F.softplus(delta)
     h = torch.exp(dt[..., None] * A).mul_(state).addcmul_((dt * u)[..., None], B[:, None, :])
     y = torch.addcmul((h @ C[..., None]).squeeze(-1), D, u) * F.silu(z)
@@ -87,7 +99,7 @@ def scan_step_torch(
 
 
 class Mamba(nn.Module):
-    """Selective state-space block of `mamba_ssm.Mamba` (same names, shapes, initial values; 437,760 parameters at D = 256)."""
+    """The block of `mamba_ssm.Mamba`: same names, shapes and initial values; 437,760 parameters at D = 256."""
 
     def __init__(
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | str = "auto"
@@ -97,7 +109,7 @@ class Mamba(nn.Module):
         self.d_inner = expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
-        # Holds the parameters under mamba-ssm's names; its own forward would need (B*N, E, T), a transpose of everything.
+        # Holds parameters under mamba-ssm's names; its own forward would need (B*N, E, T), a transpose of everything.
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
@@ -121,7 +133,7 @@ class Mamba(nn.Module):
     def init_state(
         self, n: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> MambaState:
-        """The zero state of n pixels; `dtype` (float32, float16 or bfloat16) is what it is stored in, not computed in."""
+        """The zero state of n pixels; `dtype` (float32, float16, bfloat16) is what it is stored in, not computed in."""
         device = self.A_log.device if device is None else device
         conv = torch.zeros(n, self.d_conv - 1, self.d_inner, dtype=dtype, device=device).transpose(1, 2)
         return MambaState(conv, torch.zeros(n, self.d_inner, self.d_state, dtype=dtype, device=device))
@@ -129,14 +141,14 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor, state: MambaState | None = None) -> Tensor:
         """x: (B, T, N, D) -> (B, T, N, D), each of the B*N pixels its own sequence over t, from a zero state.
 
-        With `state` (of B*N pixels) the frames are stepped from it and leave it advanced by T; no gradient goes through.
+        With `state` (of B*N pixels) the frames are stepped from it and leave it advanced by T, without gradient.
         """
         if state is not None:
             frames = [self.step(x[:, t].flatten(0, 1), *state) for t in range(x.shape[1])]
             return torch.stack(frames).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
         u, z = self.in_proj(x).split(self.d_inner, dim=-1)
         weight, bias, A, D = self._dynamics()
-        u = causal_conv_silu(u, weight.to(u.dtype), bias.to(u.dtype))
+        u = causal_conv_silu(u, weight, bias)
         delta, B, C = self._select(u)
         return self.out_proj(selective_scan(u, delta, A, B, C, D, z))
 
@@ -145,6 +157,10 @@ class Mamba(nn.Module):
         """One frame, x: (N, D) -> (N, D). conv_state (N, E, K-1) and ssm_state (N, E, S) are updated in place."""
         u, z = self.in_proj(x).split(self.d_inner, dim=-1)
         weight, bias, A, D = self._dynamics()
+        if ssm_cpu.available(u, self.d_state, self.d_conv):
+            u = ssm_cpu.conv_step(u, weight, bias, conv_state)
+            delta, B, C = self._select(u)
+            return self.out_proj(ssm_cpu.scan_step(u, delta, A, B, C, D, z, ssm_state))
         u = conv_step_torch(u.to(A.dtype), weight, bias, conv_state).to(u.dtype)
         delta, B, C = self._select(u)
         with torch.autocast(x.device.type, enabled=False):  # autocast would run C . h in bfloat16

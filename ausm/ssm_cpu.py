@@ -1,0 +1,148 @@
+"""The CPU kernels of `ausm/csrc` behind the functions of `ausm.ssm`: fused scan, convolution and recurrent step.
+
+Same arguments, shapes and results as the plain PyTorch functions of the same names there. float32 and bfloat16 tensors,
+float32 arithmetic; training keeps only the inputs and recomputes the states. Threads follow `torch.get_num_threads()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ausm.native import library
+
+STATES = (8, 16)  # S that are compiled
+TAPS = 4  # K that is compiled
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+
+
+def available(u: Tensor, states: int = 16, taps: int = TAPS) -> bool:
+    """Whether the kernels can take this tensor, with S states and K taps; compiles them on the first call."""
+    fits = u.device.type == "cpu" and u.dtype in _TYPES and states in STATES and taps == TAPS
+    return fits and library() is not None
+
+
+def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    """See `ausm.ssm.selective_scan`. u, delta, z: (B, T, N, E); B, C: (B, T, N, S); A: (E, S); D: (E)."""
+    delta, B, C, z = (v.to(u.dtype) for v in (delta, B, C, z))
+    return _Scan.apply(u, delta, A.float(), B, C, D.float(), z)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See `ausm.ssm.causal_conv_silu`. x: (B, T, N, E); weight: (E, 4); bias: (E)."""
+    return _Conv.apply(x, weight.float(), bias.float())
+
+
+def conv_step(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
+    """See `ausm.ssm.conv_step_torch`. x: (N, E); weight: (E, 4); state: (N, E, 3), shifted in place."""
+    x, stride = _rows(x)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    taps, bias = weight.detach().float().t().contiguous(), bias.detach().float().contiguous()
+    _call(
+        "ausm_conv_step", _INT(_TYPES[x.dtype]), _INT(_STORAGE[state.dtype]), _threads(), *map(_LONG, x.shape),
+        _at(x), stride, _at(taps), _at(bias), _at(state), *map(_LONG, state.stride()), _at(y),
+    )  # fmt: skip
+    return y
+
+
+def scan_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor) -> Tensor:
+    """See `ausm.ssm.scan_step_torch`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S), updated in place."""
+    if not state.is_contiguous():
+        raise ValueError(f"ssm state must be contiguous, got shape {tuple(state.shape)} with strides {state.stride()}")
+    rows = [_rows(v.to(u.dtype)) for v in (u, delta, B, C, z)]
+    (u, su), (delta, sd), (B, sB), (C, sC), (z, sz) = rows
+    A, D = A.detach().float().contiguous(), D.detach().float().contiguous()
+    y = torch.empty(u.shape, dtype=u.dtype)
+    _call(
+        "ausm_scan_step", _INT(_TYPES[u.dtype]), _INT(_STORAGE[state.dtype]), _threads(), *map(_LONG, state.shape),
+        _at(u), su, _at(delta), sd, _at(A), _at(B), sB, _at(C), sC, _at(D), _at(z), sz, _at(state), _at(y),
+    )  # fmt: skip
+    return y
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(u, delta, A, B, C, D, z)
+        y = torch.empty(u.shape, dtype=u.dtype)
+        _call("ausm_scan_forward", *_scan_head(u, A), *_scan_inputs(u, delta, A, B, C, D, z), _at(y))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        inputs = ctx.saved_tensors
+        u, _, A = inputs[:3]
+        dy, sy = _rows(dy)
+        grads = tuple(torch.empty(v.shape, dtype=v.dtype) for v in inputs)
+        _call(
+            "ausm_scan_backward", *_scan_head(u, A), *_scan_inputs(*inputs), _at(dy), sy, *map(_at, grads)
+        )  # order of the gradients = order of the inputs
+        return grads
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        y = torch.empty(x.shape, dtype=x.dtype)
+        _call("ausm_conv_forward", *_conv_inputs(x, weight, bias), _at(y))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight, bias = ctx.saved_tensors
+        dy, sy = _rows(dy)
+        grads = tuple(torch.empty(v.shape, dtype=v.dtype) for v in (x, weight, bias))
+        _call("ausm_conv_backward", *_conv_inputs(x, weight, bias), _at(dy), sy, *map(_at, grads))
+        return grads
+
+
+class _Held:
+    """A pointer argument that keeps the tensor it points into alive until the call is over."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._as_parameter_ = tensor, _POINTER(tensor.data_ptr())
+
+
+def _at(tensor: Tensor) -> _Held:
+    return _Held(tensor)
+
+
+def _rows(v: Tensor) -> tuple[Tensor, Any]:
+    """(rows, channels) with adjacent channels, copied only where it is not laid out so, and the stride between rows."""
+    flat = v.flatten(0, -2)  # a view for slices of the last dimension, such as the halves of in_proj's output
+    flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    return flat, _LONG(flat.stride(0))
+
+
+def _scan_head(u: Tensor, A: Tensor) -> tuple[Any, ...]:
+    return _INT(_TYPES[u.dtype]), _threads(), *map(_LONG, u.shape), _LONG(A.shape[1])
+
+
+def _scan_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> tuple[Any, ...]:
+    (u, su), (delta, sd), (B, sB), (C, sC), (z, sz) = (_rows(v) for v in (u, delta, B, C, z))
+    A, D = A.contiguous(), D.contiguous()
+    return _at(u), su, _at(delta), sd, _at(A), _at(B), sB, _at(C), sC, _at(D), _at(z), sz
+
+
+def _conv_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
+    rows, stride = _rows(x)
+    head = _INT(_TYPES[x.dtype]), _threads(), *map(_LONG, x.shape)
+    return *head, _at(rows), stride, _at(weight.contiguous()), _at(bias.contiguous())
+
+
+def _threads() -> Any:
+    return _INT(torch.get_num_threads())
+
+
+def _call(name: str, *arguments: Any) -> None:
+    native = library()
+    if native is None or getattr(native, name)(*arguments) != 0:
+        raise RuntimeError(f"{name} is not available for these shapes; ask `available` first")
