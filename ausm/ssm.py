@@ -27,7 +27,7 @@ FP16_MAX = 65504.0  # an infinite state would stay infinite (inf * decay) for th
 class MambaState(NamedTuple):
     """What one layer carries from frame to frame. Both tensors are updated in place by `Mamba.step`.
 
-    `conv` (N, E, K-1), oldest tap first, a view whose memory is (N, K-1, E): other strides work, slower. `ssm` (N, E, S).
+    `conv` (N, E, K-1), oldest tap first; `ssm` (N, E, S). Contiguous.
     """
 
     conv: Tensor
@@ -37,8 +37,8 @@ class MambaState(NamedTuple):
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
     """(C . h + D u) silu(z) with h_t = exp(dt A) h_{t-1} + dt B u, dt = softplus(delta), from a zero state.
 
-    u, delta, z: (B, T, N, E), any float type; B, C: (B, T, N, S); A: (E, S), negative; D: (E). Returns (B, T, N, E) in the
-    type of `u`; the arithmetic is float32 (float64 stays float64). The device chooses the path.
+    u, delta, z: (B, T, N, E), any float type; B, C: (B, T, N, S); A: (E, S), negative; D: (E). Returns (B, T, N, E) in
+    the type of `u`; the arithmetic is float32 (float64 stays float64). The device chooses the path.
     """
     if ssm_cpu.available(u, A.shape[1]):
         return ssm_cpu.selective_scan(u, delta, A, B, C, D, z)
@@ -135,8 +135,8 @@ class Mamba(nn.Module):
     ) -> MambaState:
         """The zero state of n pixels; `dtype` (float32, float16, bfloat16) is what it is stored in, not computed in."""
         device = self.A_log.device if device is None else device
-        conv = torch.zeros(n, self.d_conv - 1, self.d_inner, dtype=dtype, device=device).transpose(1, 2)
-        return MambaState(conv, torch.zeros(n, self.d_inner, self.d_state, dtype=dtype, device=device))
+        shapes = (n, self.d_inner, self.d_conv - 1), (n, self.d_inner, self.d_state)
+        return MambaState(*(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes))
 
     def forward(self, x: Tensor, state: MambaState | None = None) -> Tensor:
         """x: (B, T, N, D) -> (B, T, N, D), each of the B*N pixels its own sequence over t, from a zero state.

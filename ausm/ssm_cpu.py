@@ -39,21 +39,21 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv_step(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-    """See `ausm.ssm.conv_step_torch`. x: (N, E); weight: (E, 4); state: (N, E, 3), shifted in place."""
+    """See `ausm.ssm.conv_step_torch`. x: (N, E); weight: (E, 4); state: (N, E, 3) contiguous, shifted in place."""
+    _require_contiguous(state)
     x, stride = _rows(x)
     y = torch.empty(x.shape, dtype=x.dtype)
     taps, bias = weight.detach().float().t().contiguous(), bias.detach().float().contiguous()
     _call(
         "ausm_conv_step", _INT(_TYPES[x.dtype]), _INT(_STORAGE[state.dtype]), _threads(), *map(_LONG, x.shape),
-        _at(x), stride, _at(taps), _at(bias), _at(state), *map(_LONG, state.stride()), _at(y),
+        _at(x), stride, _at(taps), _at(bias), _at(state), _at(y),
     )  # fmt: skip
     return y
 
 
 def scan_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor) -> Tensor:
-    """See `ausm.ssm.scan_step_torch`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S), updated in place."""
-    if not state.is_contiguous():
-        raise ValueError(f"ssm state must be contiguous, got shape {tuple(state.shape)} with strides {state.stride()}")
+    """See `ausm.ssm.scan_step_torch`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S) contiguous, in place."""
+    _require_contiguous(state)
     rows = [_rows(v.to(u.dtype)) for v in (u, delta, B, C, z)]
     (u, su), (delta, sd), (B, sB), (C, sC), (z, sz) = rows
     A, D = A.detach().float().contiguous(), D.detach().float().contiguous()
@@ -136,6 +136,11 @@ def _conv_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
     rows, stride = _rows(x)
     head = _INT(_TYPES[x.dtype]), _threads(), *map(_LONG, x.shape)
     return *head, _at(rows), stride, _at(weight.contiguous()), _at(bias.contiguous())
+
+
+def _require_contiguous(state: Tensor) -> None:
+    if not state.is_contiguous():
+        raise ValueError(f"a state must be contiguous: shape {tuple(state.shape)} has strides {state.stride()}")
 
 
 def _threads() -> Any:

@@ -1,5 +1,6 @@
-// silu of the causal depthwise convolution over t (4 taps) for (B, T, N, E) tensors, forward and backward: the three previous
-// frames of a channel block stay in registers, and the backward pass recomputes the convolution instead of storing it.
+// silu of the causal depthwise convolution over t (4 taps) for (B, T, N, E) tensors, forward and backward: the three
+// previous frames of a channel block stay in registers, and the backward pass recomputes the convolution instead of
+// storing it.
 #include "vec.h"
 #include <algorithm>
 #include <vector>
@@ -44,8 +45,8 @@ template <typename T> void forward(Shape n, const T* x, long sx, const float* we
 }
 
 template <typename T>
-void backward(Shape n, const T* x, long sx, const float* weight, const float* bias, const T* dy, long sy, T* dx, float* dweight,
-              float* dbias) {
+void backward(Shape n, const T* x, long sx, const float* weight, const float* bias, const T* dy, long sy, T* dx,
+              float* dweight, float* dbias) {
     const long E = n.channels, total = n.clips * n.pixels;
     const std::vector<Taps> taps = blocks_of(weight, bias, E);
     std::vector<double> sum(E * (TAPS + 1), 0.0);
@@ -69,7 +70,8 @@ void backward(Shape n, const T* x, long sx, const float* weight, const float* bi
                         const long row = first + t * n.pixels;
                         if (t < n.frames) {
                             x0 = load(x + row * sx + e, lanes);
-                            const vf s = k.bias + k.w[3] * x0 + k.w[2] * x1 + k.w[1] * x2 + k.w[0] * x3, open = sigmoid(s);
+                            const vf s = k.bias + k.w[3] * x0 + k.w[2] * x1 + k.w[1] * x2 + k.w[0] * x3;
+                            const vf open = sigmoid(s);
                             d0 = load(dy + row * sy + e, lanes) * open * (1.f + s * (1.f - open));
                             g.w[3] += d0 * x0, g.w[2] += d0 * x1, g.w[1] += d0 * x2, g.w[0] += d0 * x3;
                             g.bias += d0;
@@ -96,18 +98,19 @@ void backward(Shape n, const T* x, long sx, const float* weight, const float* bi
 
 }  // namespace
 
-// `type` 0: float32, 1: bfloat16 (x, y and their gradients). Strides count elements between rows; outputs are contiguous. Returns 0.
-extern "C" int ausm_conv_forward(int type, int threads, long clips, long frames, long pixels, long channels, const void* x,
-                                  long sx, const float* weight, const float* bias, void* y) {
+// `type` 0: float32, 1: bfloat16 (x, y and their gradients). Strides count elements between rows; outputs are
+// contiguous. Returns 0.
+extern "C" int ausm_conv_forward(int type, int threads, long clips, long frames, long pixels, long channels,
+                                 const void* x, long sx, const float* weight, const float* bias, void* y) {
     const Shape n{clips, frames, pixels, channels, threads};
     if (type == 0) forward(n, (const float*)x, sx, weight, bias, (float*)y);
     else forward(n, (const bf16*)x, sx, weight, bias, (bf16*)y);
     return 0;
 }
 
-extern "C" int ausm_conv_backward(int type, int threads, long clips, long frames, long pixels, long channels, const void* x,
-                                   long sx, const float* weight, const float* bias, const void* dy, long sy, void* dx,
-                                   float* dweight, float* dbias) {
+extern "C" int ausm_conv_backward(int type, int threads, long clips, long frames, long pixels, long channels,
+                                  const void* x, long sx, const float* weight, const float* bias, const void* dy,
+                                  long sy, void* dx, float* dweight, float* dbias) {
     const Shape n{clips, frames, pixels, channels, threads};
     if (type == 0) backward(n, (const float*)x, sx, weight, bias, (const float*)dy, sy, (float*)dx, dweight, dbias);
     else backward(n, (const bf16*)x, sx, weight, bias, (const bf16*)dy, sy, (bf16*)dx, dweight, dbias);

@@ -1,6 +1,7 @@
-// The selective scan of Mamba-1 over t, forward and backward, for (B, T, N, E) tensors: one thread per group of pixels, sixteen
-// channels at a time, the state h of a channel block (S vectors) in registers. Backward recomputes h from the inputs.
-// Rows (pixel n of frame t of clip b) lie `stride` elements apart; channels within a row are adjacent.
+// The selective scan of Mamba-1 over t, forward and backward, for (B, T, N, E) tensors: one thread per group of
+// pixels, sixteen channels at a time, the state h of a channel block (S vectors) in registers. Backward recomputes h
+// from the inputs. Rows (pixel n of frame t of clip b) lie `stride` elements apart; channels within a row are
+// adjacent.
 #include "vec.h"
 #include <algorithm>
 #include <vector>
@@ -28,8 +29,8 @@ template <typename T, int S> void read_states(const T* p, long stride, long firs
 }
 
 template <typename T, int S>
-void forward(Shape n, const T* u, long su, const T* delta, long sd, const float* A, const T* B, long sB, const T* C, long sC,
-             const float* D, const T* z, long sz, T* y) {
+void forward(Shape n, const T* u, long su, const T* delta, long sd, const float* A, const T* B, long sB, const T* C,
+             long sC, const float* D, const T* z, long sz, T* y) {
     const std::vector<vf> decay = blocks_of<S>(A, n.channels);
     const long E = n.channels;
 #pragma omp parallel num_threads(n.threads)
@@ -78,9 +79,9 @@ template <int S> struct Tape {
 };
 
 template <typename T, int S>
-void backward(Shape n, const T* u, long su, const T* delta, long sd, const float* A, const T* B, long sB, const T* C, long sC,
-              const float* D, const T* z, long sz, const T* dy, long sy, T* du, T* ddelta, float* dA, T* dB, T* dC, float* dD,
-              T* dz) {
+void backward(Shape n, const T* u, long su, const T* delta, long sd, const float* A, const T* B, long sB,
+              const T* C, long sC, const float* D, const T* z, long sz, const T* dy, long sy, T* du, T* ddelta,
+              float* dA, T* dB, T* dC, float* dD, T* dz) {
     const std::vector<vf> decay = blocks_of<S>(A, n.channels);
     const long E = n.channels, blocks = (E + LANES - 1) / LANES, total = n.clips * n.pixels;
     std::vector<double> sum_A(E * S, 0.0), sum_D(E, 0.0);
@@ -174,8 +175,8 @@ void backward(Shape n, const T* u, long su, const T* delta, long sd, const float
 
 }  // namespace
 
-// `type` 0: float32, 1: bfloat16 (u, delta, B, C, z, y and their gradients; A, D, dA, dD are float32). `states` S is 8 or 16.
-// Strides count elements between rows. Outputs are contiguous. Returns 1 for an S that was not built.
+// `type` 0: float32, 1: bfloat16 (u, delta, B, C, z, y and their gradients; A, D, dA, dD are float32). `states` S is 8
+// or 16. Strides count elements between rows. Outputs are contiguous. Returns 1 for an S that was not built.
 #define BUILT(CALL)                                          \
     if (type == 0 && states == 8) { CALL(float, 8); }        \
     else if (type == 0 && states == 16) { CALL(float, 16); } \
@@ -184,23 +185,26 @@ void backward(Shape n, const T* u, long su, const T* delta, long sd, const float
     else return 1;                                           \
     return 0;
 
-extern "C" int ausm_scan_forward(int type, int threads, long clips, long frames, long pixels, long channels, long states,
-                                 const void* u, long su, const void* delta, long sd, const float* A, const void* B, long sB,
-                                 const void* C, long sC, const float* D, const void* z, long sz, void* y) {
+extern "C" int ausm_scan_forward(int type, int threads, long clips, long frames, long pixels, long channels,
+                                 long states, const void* u, long su, const void* delta, long sd, const float* A,
+                                 const void* B, long sB, const void* C, long sC, const float* D, const void* z,
+                                 long sz, void* y) {
     const Shape n{clips, frames, pixels, channels, threads};
-#define CALL(T, S) \
-    forward<T, S>(n, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D, (const T*)z, sz, (T*)y)
+#define CALL(T, S)                                                                                                 \
+    forward<T, S>(n, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D, (const T*)z, sz, \
+                  (T*)y)
     BUILT(CALL)
 #undef CALL
 }
 
-extern "C" int ausm_scan_backward(int type, int threads, long clips, long frames, long pixels, long channels, long states,
-                                  const void* u, long su, const void* delta, long sd, const float* A, const void* B, long sB,
-                                  const void* C, long sC, const float* D, const void* z, long sz, const void* dy, long sy,
-                                  void* du, void* ddelta, float* dA, void* dB, void* dC, float* dD, void* dz) {
+extern "C" int ausm_scan_backward(int type, int threads, long clips, long frames, long pixels, long channels,
+                                  long states, const void* u, long su, const void* delta, long sd, const float* A,
+                                  const void* B, long sB, const void* C, long sC, const float* D, const void* z,
+                                  long sz, const void* dy, long sy, void* du, void* ddelta, float* dA, void* dB,
+                                  void* dC, float* dD, void* dz) {
     const Shape n{clips, frames, pixels, channels, threads};
-#define CALL(T, S)                                                                                                         \
-    backward<T, S>(n, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D, (const T*)z, sz,       \
+#define CALL(T, S)                                                                                                   \
+    backward<T, S>(n, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D, (const T*)z, sz, \
                    (const T*)dy, sy, (T*)du, (T*)ddelta, dA, (T*)dB, (T*)dC, dD, (T*)dz)
     BUILT(CALL)
 #undef CALL

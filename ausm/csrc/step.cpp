@@ -1,41 +1,58 @@
-// One frame of the recurrent form, on a state updated in place: the 4-tap convolution with its shift, and the scan's update
-// with its gate. The state is stored as float32, bfloat16 or float16; the arithmetic is float32.
+// One frame of the recurrent form, on a state updated in place: the 4-tap convolution with its shift, and the scan's
+// update with its gate. The state is stored as float32, bfloat16 or float16; the arithmetic is float32.
 #include "vec.h"
 #include <algorithm>
 #include <vector>
 
 namespace {
 
-constexpr int TAPS = 4;
+constexpr int TAPS = 4, PAST = TAPS - 1;
 
-// state: (N, E, 3), oldest first, at strides (sn, se, sk). Adjacent channels (se == 1) go sixteen at a time.
+#define PICK(A, B, ...) (__builtin_shufflevector(A, B, __VA_ARGS__))
+
+// 48 adjacent values, three taps for each of sixteen channels -> one vector per tap, and back.
+inline void split_taps(const vf* v, vf* tap) {
+    tap[0] = PICK(PICK(v[0], v[1], 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0), v[2],
+                  0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29);
+    tap[1] = PICK(PICK(v[0], v[1], 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0), v[2],
+                  0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30);
+    tap[2] = PICK(PICK(v[0], v[1], 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0), v[2],
+                  0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31);
+}
+inline void join_taps(const vf* tap, vf* v) {
+    v[0] = PICK(PICK(tap[0], tap[1], 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5), tap[2],
+                0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15);
+    v[1] = PICK(PICK(tap[0], tap[1], 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26), tap[2],
+                0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15);
+    v[2] = PICK(PICK(tap[0], tap[1], 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0), tap[2],
+                26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31);
+}
+
+// state: (N, E, 3) contiguous, oldest tap first.
 template <typename T, typename H>
-void conv_step(int threads, long N, long E, const T* x, long sx, const float* weight, const float* bias, H* state, long sn, long se,
-               long sk, T* y) {
+void conv_step(int threads, long N, long E, const T* x, long sx, const float* weight, const float* bias, H* state,
+               T* y) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < N; ++i) {
         for (long e = 0; e < E; e += LANES) {
             const int lanes = (int)std::min<long>(LANES, E - e);
-            vf w[TAPS] = {}, past[TAPS - 1] = {};
+            H* at = state + (i * E + e) * PAST;
+            vf w[TAPS], raw[PAST], past[PAST];
             for (int k = 0; k < TAPS; ++k) w[k] = load(weight + k * E + e, lanes);
-            H* tap = state + i * sn + e * se;
-            for (int k = 0; k < TAPS - 1; ++k)
-                if (se == 1) past[k] = load(tap + k * sk, lanes);
-                else for (int c = 0; c < lanes; ++c) past[k][c] = load_one(tap + c * se + k * sk);
+            for (int k = 0; k < PAST; ++k) raw[k] = load(at + k * LANES, std::max(lanes * PAST - k * LANES, 0));
+            split_taps(raw, past);
             const vf now = load(x + i * sx + e, lanes);
             const vf sum = load(bias + e, lanes) + w[3] * now + w[2] * past[2] + w[1] * past[1] + w[0] * past[0];
             store(y + i * E + e, sum * sigmoid(sum), lanes);
             past[0] = past[1], past[1] = past[2], past[2] = now;
-            for (int k = 0; k < TAPS - 1; ++k)
-                if (se == 1) store(tap + k * sk, past[k], lanes);
-                else for (int c = 0; c < lanes; ++c) store_one(tap + c * se + k * sk, past[k][c]);
+            join_taps(past, raw);
+            for (int k = 0; k < PAST; ++k) store(at + k * LANES, raw[k], std::max(lanes * PAST - k * LANES, 0));
         }
     }
 }
 
-// v[j] holds the S addends of 16 / S channels: v[0 .. S) -> the sum of each of the 16 channels, by a tree of shuffles (a fifth
-// of the instructions of separate sums). v is overwritten.
-#define PICK(A, B, ...) (__builtin_shufflevector(A, B, __VA_ARGS__))
+// v[j] holds the S addends of 16 / S channels: v[0 .. S) -> the sum of each of the 16 channels, by a tree of shuffles
+// (a fifth of the instructions of separate sums). v is overwritten.
 template <int S> inline vf sums(vf* v) {
     if (S == 16)  // channel i and i + 8 share a vector from here on
         for (int i = 0; i < 8; ++i)
@@ -49,12 +66,13 @@ template <int S> inline vf sums(vf* v) {
                PICK(v[i], v[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     const vf all = PICK(v[0], v[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
                    PICK(v[0], v[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-    if (S == 16) return all;  // in channel order; with S = 8, even channels lie in the first half and odd ones in the second
+    if (S == 16) return all;  // in channel order; with S = 8 even channels come first, then the odd ones
     return PICK(all, all, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 
-// Sixteen channels of one pixel: h = exp(step A) h + input B in place, returns C . h for each. b, c: B and C repeated 16 / S
-// times. A vector holds the states of 16 / S channels, so the state is read and written in the order it lies in memory.
+// Sixteen channels of one pixel: h = exp(step A) h + input B in place, returns C . h for each. b, c: B and C repeated
+// 16 / S times. A vector holds the states of 16 / S channels, so the state is read and written in the order it lies in
+// memory.
 template <typename H, int S, bool FULL>
 inline vf update(const float* A, H* state, vf step, vf input, vf b, vf c, int lanes) {
     constexpr int PER = LANES / S;
@@ -82,12 +100,13 @@ inline vf update(const float* A, H* state, vf step, vf input, vf b, vf c, int la
 
 // A (E, S) and state (N, E, S) contiguous; the rest as in scan.cpp with one frame.
 template <typename T, typename H, int S>
-void scan_step(int threads, long N, long E, const T* u, long su, const T* delta, long sd, const float* A, const T* B, long sB,
-               const T* C, long sC, const float* D, const T* z, long sz, H* state, T* y) {
+void scan_step(int threads, long N, long E, const T* u, long su, const T* delta, long sd, const float* A,
+               const T* B, long sB, const T* C, long sC, const float* D, const T* z, long sz, H* state, T* y) {
     const long blocks = (E + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads)
     {
-        // Three loops over the channels instead of one: the long dependency chains of softplus and sigmoid then overlap.
+        // Three loops over the channels instead of one: the long dependency chains of softplus and sigmoid then
+        // overlap.
         std::vector<vf> inputs(blocks), steps(blocks), sum(blocks);
 #pragma omp for schedule(static)
         for (long i = 0; i < N; ++i) {
@@ -128,19 +147,19 @@ void scan_step(int threads, long N, long E, const T* u, long su, const T* delta,
     if (type == 0) { WITH_STORAGE(float) }     \
     else { WITH_STORAGE(bf16) }
 
-extern "C" int ausm_conv_step(int type, int stored, int threads, long N, long E, const void* x, long sx, const float* weight,
-                               const float* bias, void* state, long sn, long se, long sk, void* y) {
-#define CALL(T, H) conv_step(threads, N, E, (const T*)x, sx, weight, bias, (H*)state, sn, se, sk, (T*)y)
+extern "C" int ausm_conv_step(int type, int stored, int threads, long N, long E, const void* x, long sx,
+                              const float* weight, const float* bias, void* state, void* y) {
+#define CALL(T, H) conv_step(threads, N, E, (const T*)x, sx, weight, bias, (H*)state, (T*)y)
     WITH_TYPES
 #undef CALL
     return 0;
 }
 
-extern "C" int ausm_scan_step(int type, int stored, int threads, long N, long E, long S, const void* u, long su, const void* delta,
-                              long sd, const float* A, const void* B, long sB, const void* C, long sC, const float* D,
-                              const void* z, long sz, void* state, void* y) {
-#define STEP(T, H, S)                                                                                                        \
-    scan_step<T, H, S>(threads, N, E, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D,          \
+extern "C" int ausm_scan_step(int type, int stored, int threads, long N, long E, long S, const void* u, long su,
+                              const void* delta, long sd, const float* A, const void* B, long sB, const void* C,
+                              long sC, const float* D, const void* z, long sz, void* state, void* y) {
+#define STEP(T, H, S)                                                                                          \
+    scan_step<T, H, S>(threads, N, E, (const T*)u, su, (const T*)delta, sd, A, (const T*)B, sB, (const T*)C, sC, D, \
                        (const T*)z, sz, (H*)state, (T*)y)
     if (S != 8 && S != 16) return 1;
 #define CALL(T, H)                \

@@ -79,8 +79,8 @@ template <typename T> static inline void store(T* p, vf v, int n) {
 template <typename T> static inline float load_one(const T* p) { return load(p, 1)[0]; }
 template <typename T> static inline void store_one(T* p, float x) { store(p, splat(x), 1); }
 
-// 2^x for x <= 127: x = k + r with |r| <= 1/2, a polynomial for 2^r (minimax, exact at 0, within 0.7 units in the last place as
-// evaluated, no bias that would compound in slow decays), then k is added to the exponent.
+// 2^x for x <= 127: x = k + r with |r| <= 1/2, a polynomial for 2^r (minimax, exact at 0, within 0.7 units in the last
+// place as evaluated, no bias that would compound in slow decays), then k is added to the exponent.
 static inline vf exp2_low(vf x) {
     x = at_least(x, -126.f);
     const vf shifted = x + 12582912.f;  // 1.5 * 2^23: the sum's low mantissa bits hold round(x)
@@ -97,8 +97,8 @@ static inline vf exp2_low(vf x) {
 static inline vf exp_any(vf x) { return exp2_low(at_most(x * 1.442695041f, 126.f)); }
 static inline vf sigmoid(vf x) { return 1.f / (1.f + exp_any(-x)); }
 
-// softplus(x) = max(x, 0) + log1p(e), e = exp(-|x|) in (0, 1]; log1p(e) = 2 atanh(e / (2 + e)), whose series in s <= 1/3
-// keeps relative accuracy where e is tiny (time steps of 1e-3 and below).
+// softplus(x) = max(x, 0) + log1p(e), e = exp(-|x|) in (0, 1]; log1p(e) = 2 atanh(e / (2 + e)), whose series in
+// s <= 1/3 keeps relative accuracy where e is tiny (time steps of 1e-3 and below).
 static inline vf softplus(vf x) {
     const vf magnitude = x < vf{} ? -x : x;
     const vf e = exp_any(-magnitude);
