@@ -59,7 +59,7 @@ class BuildTree(Command):
             raise SystemExit("build_tree needs the folders that the build command sets")
         prefix = wheels_prefix()
         tree, stage = (Path(self.build_temp).resolve() / name for name in ("cmake", "stage"))
-        for folder in (tree, stage):  # a tree of another interpreter or prefix cannot be reused
+        for folder in (tree, stage, self.build_lib):  # of an older state, perhaps of another interpreter
             shutil.rmtree(folder, ignore_errors=True)
         environment = os.environ | {"AMENT_PREFIX_PATH": str(prefix)}
         options = {
