@@ -72,7 +72,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if i % 2 else (1, part) for i, part in enumerate(parts)]
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB of the stored pixels: EXIF rotation is not applied, so masks drawn on the pixels fit."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
@@ -109,7 +109,7 @@ def _open_folder(folder: Path) -> FrameSource:
 
     def read() -> Iterator[Frame]:
         for index, path in enumerate(paths):
-            yield Frame(index, path.stem, round(index / NOMINAL_RATE * 1e9), _read_image(path))
+            yield Frame(index, path.stem, round(index / NOMINAL_RATE * 1e9), read_image(path))
 
     return FrameSource("folder", folder, read, count=len(paths))
 

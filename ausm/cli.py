@@ -1,0 +1,85 @@
+"""The command `ausm`: finds the module of a sub-command and runs it.
+
+Every such module has `add_arguments(parser)` and `run(args) -> exit code`. Only the one asked for is imported: loading
+PyTorch to print a help text would take seconds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from ausm.errors import AusmError
+
+
+class Command(NamedTuple):
+    """Where a sub-command lives."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "track": Command("ausm.track", "follow objects through a video, a folder of images or a rosbag2"),
+    "info": Command("ausm.info", "what a checkpoint is: sizes, digest, recipe, data, licence, scores"),
+    "eval davis": Command("ausm.evaluate.davis_command", "semi-supervised J and F on DAVIS 2016 or 2017"),
+    "bench stream": Command("bench.stream", "latency and memory of a long stream"),
+    "bench train": Command("bench.train", "seconds per iteration of the parallel and the frame-by-frame form"),
+    "bench node": Command("bench.node", "latency of the ROS 2 node, image to message"),
+    "train": Command("training.train", "one training stage"),
+    "simulate": Command("training.simulate", "a rosbag2 of a simulated robot camera with exact masks"),
+}
+OWN_PACKAGES = ("ausm", "ausm_ros", "bench", "training")
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: ausm COMMAND [options]     (ausm COMMAND --help for its options)", "", *lines])
+
+
+def _find(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The longest command that the arguments start with, and the rest. Raises AusmError when there is none."""
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if len(argv) >= words and name in COMMANDS:
+            return name, argv[words:]
+    choices = [name for name in COMMANDS if name.split()[0] == argv[0]] or list(COMMANDS)
+    raise AusmError(f"no command '{' '.join(argv[:2])}', there are: {', '.join(choices)}")
+
+
+def _load(name: str, command: Command) -> argparse.ArgumentParser:
+    try:
+        module = import_module(command.module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in OWN_PACKAGES:
+            raise AusmError(f"'ausm {name}' is not part of this installation: no module {error.name}") from error
+        raise AusmError(f"'ausm {name}' needs the Python package {missing}, which is not installed") from error
+    parser = argparse.ArgumentParser(prog=f"ausm {name}", description=command.help)
+    module.add_arguments(parser)
+    parser.set_defaults(run_command=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. 0: done; 2: refused, with one line on stderr; 130: interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    try:
+        name, rest = _find(argv)
+        args = _load(name, COMMANDS[name]).parse_args(rest)
+        return int(args.run_command(args) or 0)
+    except AusmError as error:
+        print(f"ausm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ausm: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

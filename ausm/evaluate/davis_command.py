@@ -1,0 +1,179 @@
+"""`ausm eval davis`: table, results.csv and PNG files; resumes where an earlier run of the same model stopped."""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ausm.errors import AusmError, InputError
+from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
+from ausm.masks import write_palette_png
+from ausm.metrics.davis import Statistics, make_score
+
+COLUMNS = ["sequence", "object", "J&F", "J", "J_recall", "J_decay", "F", "F_recall", "F_decay"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ausm eval davis`."""
+    parser.add_argument("--root", metavar="DIR", type=Path, required=True, help="JPEGImages/ and Annotations/")
+    parser.add_argument(
+        "--sequences", metavar="FILE_OR_LIST", help="a file with a name per line, or names with commas (all annotated)"
+    )
+    parser.add_argument("--multi", action="store_true", help="several objects per sequence (DAVIS 2017)")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for PNG files, results.csv, manifest")
+    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
+    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    parser.add_argument(
+        "--controls", action="store_true", help=f"also run what shows where a score comes from: {', '.join(CONTROLS)}"
+    )
+
+
+def read_sequences(argument: str | None, root: Path) -> list[str]:
+    """Names of a file (a name or an image path per line) or of a list with commas; None: all that are annotated."""
+    if argument is None:
+        return list_sequences(root)
+    if Path(argument).is_file():
+        lines = [line.split()[0] for line in Path(argument).read_text().splitlines() if line.strip()]
+        names = [Path(line).parent.name if "/" in line else line for line in lines]  # DAVIS 2016 lists its images
+    else:
+        names = [name.strip() for name in argument.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"no sequence in {argument!r}")
+    return list(dict.fromkeys(names))
+
+
+class Manifest:
+    """What of a run is finished: `manifest.json`, replaced atomically after every sequence."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Raises AusmError when the file is of other settings: results of two models must not mix."""
+        self._path = path
+        self._data: dict[str, Any] = {"settings": settings, "rows": {}}
+        if path.exists():
+            try:
+                data = json.loads(path.read_text())
+                found = data["settings"]
+                data["rows"].items()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise AusmError(f"{path} is not a readable manifest ({error}): choose another --out") from error
+            differing = [f"{k} {found.get(k)} there, {v} now" for k, v in settings.items() if found.get(k) != v]
+            if differing:
+                raise AusmError(f"{path.parent} holds results of another run: {'; '.join(differing)}")
+            self._data = data
+
+    def get(self, row: str, name: str) -> SequenceResult | None:
+        """The stored result of a sequence, exact; None if it is not finished."""
+        entry = self._data["rows"].get(row, {}).get(name)
+        if entry is None:
+            return None
+        objects = tuple(make_score(int(i), curves["j"], curves["f"]) for i, curves in entry["objects"].items())
+        return SequenceResult(name, objects, entry["frames"], entry["seconds"])
+
+    def put(self, row: str, result: SequenceResult) -> None:
+        objects = {str(score.object_id): {"j": score.j, "f": score.f} for score in result.objects}
+        entry = {"objects": objects, "frames": result.frames, "seconds": result.seconds}
+        self._data["rows"].setdefault(row, {})[result.name] = entry
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._data))
+        partial.replace(self._path)
+
+
+def _cells(j: Statistics, f: Statistics, scale: float) -> list[str]:
+    values = [(j.mean + f.mean) / 2, *j, *f]
+    return [f"{scale * value:.1f}" for value in values]
+
+
+def _table(result: DavisResult) -> list[list[str]]:
+    """Header, global row and a row per object; in percent."""
+    rows = [COLUMNS, ["global", "", *_cells(result.j_statistics, result.f_statistics, 1)]]
+    for sequence in result.sequences:
+        for score in sequence.objects:
+            rows.append([sequence.name, str(score.object_id), *_cells(score.J, score.F, 100)])
+    return rows
+
+
+def format_table(rows: list[list[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _figures(result: DavisResult) -> dict[str, float]:
+    j, f = result.j_statistics, result.f_statistics
+    return {
+        "J": j.mean,
+        "F": f.mean,
+        "JF": result.JF,
+        "J_recall": j.recall,
+        "J_decay": j.decay,
+        "F_recall": f.recall,
+        "F_decay": f.decay,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is not finished, then prints the table and one JSON object (J, F, JF in percent)."""
+    names = read_sequences(args.sequences, args.root)
+    frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
+    import ausm
+    from ausm import weights
+
+    digest = weights.sha256(weights.resolve(args.checkpoint))
+    settings = {"checkpoint_sha256": digest, "multi": args.multi, "short_side": args.short_side, "seed": args.seed}
+    args.out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(args.out / "manifest.json", settings)
+    model = ausm.load(args.checkpoint, device=args.device)
+
+    def write(sequence: str, frame: str, labels: np.ndarray) -> None:
+        (args.out / sequence).mkdir(exist_ok=True)
+        write_palette_png(args.out / sequence / f"{frame}.png", labels)
+
+    rows = ["", *(CONTROLS if args.controls else ())]
+    results: dict[str, DavisResult] = {}
+    with tqdm(total=len(rows) * len(names), unit="sequence", file=sys.stderr) as bar:
+        for row in rows:
+            done = []
+            for name in names:
+                bar.set_postfix_str(f"{row} {name}".strip())
+                stored = manifest.get(row, name)
+                if stored and not row and not all((args.out / name / f"{f}.png").is_file() for f in frames[name]):
+                    stored = None
+                if stored is None:
+                    options = {"multi": args.multi, "control": row, "seed": args.seed}
+                    on_frame = None if row else write
+                    found = davis(model, args.root, [name], args.short_side, on_frame=on_frame, **options)
+                    stored = found.sequences[0]
+                    manifest.put(row, stored)
+                done.append(stored)
+                bar.update()
+            results[row] = DavisResult(tuple(done))
+    result = results[""]
+    table = _table(result)
+    with (args.out / "results.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    print(format_table(table))
+    if args.controls:
+        lines = [["control", "", *COLUMNS[2:]]]
+        for row, other in results.items():
+            lines.append([row or "prediction", "", *_cells(other.j_statistics, other.f_statistics, 1)])
+        print("\n" + format_table(lines))
+    figures: dict[str, Any] = _figures(result) | {
+        "sequences": len(names),
+        "frames_per_second": result.frames_per_second,
+    }
+    if args.controls:
+        figures["controls"] = {row: _figures(results[row]) for row in CONTROLS}
+    print(json.dumps(figures | {"checkpoint_sha256": digest}))
+    return 0

@@ -1,0 +1,122 @@
+"""The command line: dispatch, exit codes and messages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import ausm
+from ausm import cli
+from ausm.masks import read_palette_png, write_palette_png
+from tests.ausm.fake_stream import FakeStream, squares
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Replaces the model by a stream of known masks; the list collects how it was asked for."""
+    calls: list[dict] = []
+
+    def make_stream(model: str, discover: bool, seed: int, config: dict) -> FakeStream:
+        calls.append({"model": model, "seed": seed, **config})
+        return FakeStream(discover)
+
+    monkeypatch.setattr(ausm, "load", lambda name, device: f"{name} on {device}", raising=False)
+    monkeypatch.setattr(ausm, "StreamConfig", dict, raising=False)
+    monkeypatch.setattr(ausm, "Stream", make_stream, raising=False)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "clip").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"clip/{i:05d}.jpg"), squares({200: 4 + 2 * i}))
+    return tmp_path / "clip"
+
+
+def test_track_with_a_prompt(folder: Path, tmp_path: Path, fake_model, capsys) -> None:
+    write_palette_png(tmp_path / "m.png", (squares({200: 4})[..., 0] > 0).astype(np.uint8) * 3)
+    command = ["track", str(folder), "--out", str(tmp_path / "o"), "--prompt", str(tmp_path / "m.png"), "--seed", "5"]
+    assert cli.main(command) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (last["frames"], last["tracks"], last["prompted"], last["discovered"]) == (3, 1, 1, 0)
+    assert sorted(p.name for p in (tmp_path / "o/masks").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert set(np.unique(read_palette_png(tmp_path / "o/masks/00000.png"))) == {0, 3}
+    call = fake_model[0]
+    assert (call["model"], call["seed"], call["discover"], call["short_side"]) == ("nano on auto", 5, False, None)
+
+
+def test_discovery_is_on_without_a_prompt_and_both_are_possible(folder: Path, tmp_path: Path, fake_model) -> None:
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "a"), "--device", "cpu"]) == 0
+    write_palette_png(tmp_path / "m.png", np.eye(32, 48, dtype=np.uint8))
+    both = ["track", str(folder), "--out", str(tmp_path / "b"), "--prompt", str(tmp_path / "m.png"), "--discover"]
+    assert cli.main(both) == 0
+    assert [call["discover"] for call in fake_model] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--no-discover"], "nothing to follow"),
+        (["--prompt", "missing.png"], "missing.png"),
+        (["--topic", "/camera"], "not a rosbag2"),
+    ],
+)
+def test_refused_requests_exit_2_with_one_line(
+    folder: Path, tmp_path: Path, fake_model, capsys, options, words
+) -> None:
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("ausm: error: ") and words in printed.err and printed.err.count("\n") == 1
+    assert not printed.out and not fake_model
+
+
+def test_undecodable_input(tmp_path: Path, fake_model, capsys) -> None:
+    (tmp_path / "v.mp4").write_bytes(b"\x00" * 100)
+    assert cli.main(["track", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "o")]) == 2
+    assert "v.mp4: cannot be decoded as a video" in capsys.readouterr().err
+
+
+def test_help_and_unknown_commands(capsys) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["fly"]) == 2
+    assert "no command 'fly', there are: track, info" in capsys.readouterr().err
+    assert cli.main(["eval", "imagenet"]) == 2
+    assert "no command 'eval imagenet', there are: eval davis" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["track", "--help"])
+    assert exit_info.value.code == 0
+    help_text = capsys.readouterr().out
+    assert "--prompt-frame" in help_text and "palette PNG" in help_text
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    (tmp_path / "needs_rare.py").write_text("import a_rare_package.part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "rare", cli.Command("needs_rare", "x"))
+    monkeypatch.setitem(cli.COMMANDS, "gone", cli.Command("training.no_such_module", "x"))
+    assert cli.main(["rare"]) == 2
+    assert "needs the Python package a_rare_package, which is not installed" in capsys.readouterr().err
+    assert cli.main(["gone"]) == 2
+    assert "not part of this installation: no module training.no_such_module" in capsys.readouterr().err
+
+
+def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    (tmp_path / "slow_command.py").write_text(
+        "def add_arguments(parser): pass\ndef run(args): raise KeyboardInterrupt\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "slow", cli.Command("slow_command", "x"))
+    assert cli.main(["slow"]) == 130
+
+
+def test_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "ausm", "track"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "INPUT" in result.stderr
