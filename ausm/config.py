@@ -74,7 +74,7 @@ class AusmConfig:
     D: int = 256
     N_det: int = 100  # App. A
     N_id: int = 100  # App. A
-    heads: tuple[tuple[str, int], ...] = (("coco", 80), ("ytvis19", 40), ("ytvis21", 40), ("ovis", 25), ("sim", 8))
+    heads: tuple[tuple[str, int], ...] = (("coco", 80), ("ytvis19", 40), ("ytvis21", 40), ("ovis", 25), ("sim", 13))
     short_side: int = 1024  # App. A: inference resolution
     size_divisor: int = 32
     retrieval_init: bool = False  # attention starts as a lookup of ids by appearance (docs/model.md)
@@ -96,7 +96,7 @@ def nano() -> AusmConfig:
         D=128,
         N_det=50,
         N_id=100,
-        heads=(("coco", 80), ("sim", 8)),
+        heads=(("coco", 80), ("sim", 13)),
         short_side=320,
         retrieval_init=True,
     )

@@ -1,0 +1,405 @@
+"""`Stream`: frames in, tracks out. Owns ids, prompts and the state; its size never grows with the stream."""
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ausm.assemble import (
+    Geometry,
+    exclusive,
+    full_size_masks,
+    keep_detections,
+    mask_confidence,
+    resize_image,
+    resize_prompts,
+)
+from ausm.class_names import CLASS_NAMES
+from ausm.config import DYNAMIC_FIELDS, StreamConfig
+from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
+from ausm.marker import marks_from_logits
+from ausm.model import AUSM
+from ausm.pixel_decoder import Predictions
+from ausm.records import Record, Roster
+from ausm.state import StreamState
+from ausm.tracks import Source, StepOutput, Track, TrackState
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Stream:
+    """One camera. Same seed, same frames, same device: bit-equal masks.
+
+    `step` runs Alg. 1 l. 11-19 on one frame. Prompts overwrite M_t of the last frame (A2), so they may come at any time.
+    """
+
+    def __init__(
+        self,
+        model: AUSM,
+        discover: bool = True,
+        seed: int = 0,
+        config: StreamConfig | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
+        config = config or StreamConfig()
+        heads = model.pixel_decoder.class_heads
+        if config.head is not None and config.head not in heads:
+            raise AusmError(f"no class head {config.head!r}; this model has {sorted(heads)}")
+        self.model = model
+        self.config = replace(config, discover=discover and config.discover)
+        self.seed = seed
+        self.capacity = min(config.capacity or model.config.N_id, model.config.N_id)
+        self._precision = PRECISIONS[precision]
+        self._device = model.X_0.device
+        self.reset()
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> StepOutput | None:
+        """Tracks at the last stepped frame, including prompts and removals since; None before the first frame."""
+        return self._current
+
+    @property
+    def in_use(self) -> int:
+        """ID vectors held by live objects."""
+        return len(self._roster)
+
+    @property
+    def frame_index(self) -> int:
+        """Index of the last stepped frame, -1 before the first."""
+        return self._frame
+
+    @property
+    def ids_issued(self) -> int:
+        """Public ids given since the last reset."""
+        return self._roster.next_id - 1
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent state; constant after the first frame (0 before it)."""
+        return self._state.nbytes if self._state is not None else 0
+
+    # --- the step -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray) -> StepOutput:
+        """Process one frame. image (H, W, 3) uint8 RGB.
+
+        Raises ImageError for another type or shape, SizeError if the size differs from the running stream's or from a
+        waiting prompt's; on an error nothing has changed.
+        """
+        self._check_image(image)
+        with self._autocast():
+            if self._state is None:
+                self._start(image.shape[0], image.shape[1])
+            self.absorb()
+            inner = torch.from_numpy(resize_image(image, self._geometry)).to(self._device)
+            out = self.model.predict(self._state, inner, self._slots())
+            self._saved = None
+            self._frame += 1
+            self._removed = []
+            self._update(out)
+            if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
+                waiting, self._waiting = self._waiting, {}
+                records = [self._roster.by_id(i) for i in waiting]
+                self._overwrite(records, np.stack(list(waiting.values())))
+        self._publish()
+        return self._current
+
+    @torch.inference_mode()
+    def absorb(self) -> None:
+        """Take the last frame's masks into the state now instead of at the next `step` (Alg. 1 l. 11-12).
+
+        Call it while waiting for the next image to take marker and compressor off its latency. A prompt or removal made
+        after it restores the state from a copy, so nothing is lost.
+        """
+        if self._state is None or self._state.absorbed:
+            return
+        with self._autocast():
+            self._saved = self._state.clone()
+            self.model.absorb(self._state, self._slots(), self._M)
+
+    # --- prompts ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prompt(
+        self, masks: np.ndarray, track_ids: list[int] | None = None, names: list[str] | None = None
+    ) -> list[int]:
+        """Show objects to follow: masks (n, H, W) bool on the last stepped frame, or, before the first, on the next one.
+
+        `track_ids`: re-prompt these live objects, keeping their ids; None = n new objects. Discovered objects that are
+        the same thing (mask overlap above `dedupe_iou`) give way to a new one. Returns the n public ids.
+        Raises SizeError, EmptyMaskError, UnknownIdError, CapacityError; on an error nothing has changed.
+        """
+        masks = self._check_masks(masks)
+        n = len(masks)
+        names = list(names) if names is not None else [""] * n
+        if len(names) != n or (track_ids is not None and len(track_ids) != n):
+            raise SizeError(f"{n} masks, {len(names)} names, {len(track_ids or [])} track ids")
+        if track_ids is not None:
+            if len(set(track_ids)) < n:
+                raise AusmError(f"track ids {track_ids} name one object twice")
+            records = [self._roster.by_id(i) for i in track_ids]
+            for record, name in zip(records, names, strict=True):
+                record.source, record.tentative, record.name = Source.PROMPT, False, name or record.name
+        else:
+            self._roster.check_room(n)
+            for record in self._same_things(masks):
+                self._drop(record)
+            for record in self._roster.to_retire(n, self._frame, visible_too=True):
+                self._drop(record)
+            records = [self._birth(Source.PROMPT, name) for name in names]
+        if self._frame < 0:
+            self._waiting.update((r.track_id, m) for r, m in zip(records, masks, strict=True))
+        else:
+            self._undo_absorb()
+            self._overwrite(records, masks)
+            self._publish()
+        return [r.track_id for r in records]
+
+    @torch.inference_mode()
+    def remove(self, track_ids: list[int]) -> None:
+        """Forget live objects; their ids are not used again. Raises UnknownIdError naming the first that is not live."""
+        records = [self._roster.by_id(i) for i in dict.fromkeys(track_ids)]
+        self._undo_absorb()
+        for record in records:
+            self._drop(record)
+        if self._frame >= 0:
+            self._publish()
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Back to before the first frame: no objects, zero state, ids from 1 again, any image size."""
+        self._roster = Roster(self.model.config.N_id, self.capacity, self.config.cool_down, self.seed)
+        self._frame = -1
+        self._geometry: Geometry | None = None
+        self._state: StreamState | None = None
+        self._saved: StreamState | None = None  # from before an early `absorb`
+        self._M = torch.zeros(0, 1, 1, dtype=torch.bool, device=self._device)  # (K, h, w), one row per record
+        self._masks = np.zeros((0, 1, 1), bool)  # (K, H, W), one row per record
+        self._waiting: dict[int, np.ndarray] = {}  # prompts made before the first frame, by track id: M_0 of Alg. 1
+        self._removed: list[Track] = []  # since the last step
+        self._current: StepOutput | None = None
+
+    def configure(self, **changes: Any) -> None:
+        """Change settings while the stream runs. Raises ValueError for unknown, fixed or out-of-range fields."""
+        fixed = sorted(set(changes) - DYNAMIC_FIELDS)
+        if fixed:
+            raise AusmError(f"cannot change {fixed} while the stream runs; can: {sorted(DYNAMIC_FIELDS)}")
+        self.config = replace(self.config, **changes)
+
+    @torch.inference_mode()
+    def wipe_state(self) -> None:
+        """Zero the recurrent memory, keep ids and last masks: the control experiment of every memory claim."""
+        if self._state is not None:
+            self._undo_absorb()
+            self._state.ssm.zero_()
+            self._state.conv.zero_()
+
+    # --- snapshot -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future of the stream, as copies; bit-exact with `load_state_dict`."""
+        return {
+            "frame": self._frame,
+            "roster": self._roster.state_dict(),
+            "geometry": self._geometry,
+            "state": self._state.clone() if self._state is not None else None,
+            "saved": self._saved.clone() if self._saved is not None else None,
+            "M": self._M.clone(),
+            "masks": self._masks.copy(),
+            "waiting": {i: m.copy() for i, m in self._waiting.items()},
+            "removed": list(self._removed),
+            "current": self._current,
+        }
+
+    @torch.inference_mode()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot of a stream of the same model, capacity and seed."""
+        self._frame = state["frame"]
+        self._roster.load_state_dict(state["roster"])
+        self._geometry = state["geometry"]
+        self._state = state["state"].clone() if state["state"] is not None else None
+        self._saved = state["saved"].clone() if state["saved"] is not None else None
+        self._M = state["M"].clone()
+        self._masks = state["masks"].copy()
+        self._waiting = dict(state["waiting"])
+        self._removed = list(state["removed"])
+        self._current = state["current"]
+
+    # --- checks -------------------------------------------------------------------------------------------------
+
+    def _check_image(self, image: np.ndarray) -> None:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            what = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ImageError(f"an image is (H, W, 3) uint8 RGB, got {what}")
+        if min(image.shape[:2]) < 8:
+            raise ImageError(f"image {image.shape[0]}x{image.shape[1]}: the smallest is 8x8")
+        self._check_size("image", image.shape[0], image.shape[1])
+
+    def _check_size(self, what: str, height: int, width: int) -> None:
+        if self._geometry is not None:
+            expected, whose = (self._geometry.height, self._geometry.width), "image"
+        elif self._waiting:
+            expected, whose = next(iter(self._waiting.values())).shape, "waiting prompt"
+        else:
+            return
+        if (height, width) != expected:
+            raise SizeError(f"{what} {height}x{width}, {whose} {expected[0]}x{expected[1]}")
+
+    def _check_masks(self, masks: np.ndarray) -> np.ndarray:
+        if not isinstance(masks, np.ndarray) or masks.ndim != 3 or len(masks) == 0:
+            what = f"{masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
+            raise SizeError(f"masks are (n, H, W) bool with n >= 1, got {what}")
+        masks = masks.astype(bool)
+        self._check_size("mask", masks.shape[1], masks.shape[2])
+        empty = [i for i, m in enumerate(masks) if not m.any()]
+        if empty:
+            raise EmptyMaskError(f"masks {empty} of {len(masks)} have no object pixel")
+        return masks
+
+    # --- inside a step ------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
+
+    def _slots(self) -> Tensor:
+        return torch.tensor([r.slot for r in self._roster.records], dtype=torch.long, device=self._device)
+
+    def _start(self, height: int, width: int) -> None:
+        """First frame: allocate the state; prompts made before it are M_0, marked on the start token X_0."""
+        self._geometry = g = Geometry.of(height, width, self.config.short_side or self.model.config.short_side)
+        self._state = self.model.new_state(g.inner_height, g.inner_width)
+        if self._waiting:
+            M_0 = np.stack([self._waiting[r.track_id] for r in self._roster.records])
+            self._M = resize_prompts(M_0, g, self._state.size).to(self._device)
+        else:
+            self._M = torch.zeros(0, *self._state.size, dtype=torch.bool, device=self._device)
+        self._masks = np.zeros((len(self._roster), height, width), bool)
+
+    def _update(self, out: Predictions) -> None:
+        """Alg. 1 l. 15-19: masks of tracked objects, new detections and their ids, M_t."""
+        c, frame, K = self.config, self._frame, len(self._roster)
+        fg, logits = out.objectness[0].float().sigmoid(), out.masks[0].float()
+        # A8: discovered objects are gated by their score; for prompted ones the mask alone decides
+        pinned = torch.tensor([r.pinned for r in self._roster.records], dtype=torch.bool, device=self._device)
+        shown = (pinned | (fg[:K] > c.score_threshold))[:, None, None]
+        tracked = exclusive(torch.where(shown, logits[:K], -logits[:K].abs()))
+        rows = [K + i for i in self._detections(logits[K:], fg[K:], tracked)] if c.discover else []
+        # live objects keep their pixels, discoveries take what is left
+        found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
+        everyone = torch.cat((tracked, exclusive(found)))
+        masks = full_size_masks(everyone.cpu().numpy(), self._geometry)
+        areas = masks.reshape(len(masks), -1).sum(1).tolist()
+        scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
+        classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
+        row_of: dict[int, int] = {}
+        for i, record in enumerate(list(self._roster.records)):
+            row_of[record.track_id] = i
+            if areas[i] > 0:
+                record.see(frame, scores[i], classes[i] if classes is not None else None, c.birth_hits)
+            missed = frame - record.last_frame
+            if not record.pinned and (missed > c.max_missed or (record.tentative and missed > 0)):
+                self._retire(record)
+        for i in range(K, len(masks)):
+            if areas[i] < c.min_area:
+                continue
+            for old in self._roster.to_retire(1, frame, visible_too=False):
+                self._retire(old)
+            if len(self._roster) == self.capacity:
+                break
+            record = self._roster.birth(Source.DISCOVERED, "", frame)
+            record.tentative = c.birth_hits > 1
+            record.see(frame, scores[i], classes[i] if classes is not None else None, c.birth_hits)
+            row_of[record.track_id] = i
+        kept = [row_of[r.track_id] for r in self._roster.records]
+        self._M = marks_from_logits(everyone[kept], self._state.size)
+        self._masks = masks[kept]
+
+    def _detections(self, logits: Tensor, fg: Tensor, tracked: Tensor) -> list[int]:
+        """D = filter_fg(y_det) (Alg. 1 l. 15), best first, without duplicates."""
+        over = (fg > self.config.score_threshold).nonzero().flatten()
+        kept = keep_detections(logits[over] > 0, fg[over], tracked > 0, self.config.dedupe_iou)
+        return over[kept].tolist()
+
+    def _class_probabilities(self, embeddings: Tensor) -> np.ndarray | None:
+        """(n, C) probabilities of the head in use, "no object" left out; None when class-agnostic."""
+        if self.config.head is None:
+            return None
+        p = self.model.pixel_decoder.classify(embeddings, self.config.head).float()[:, :-1].softmax(-1)
+        return p.cpu().numpy()
+
+    # --- changes between steps ----------------------------------------------------------------------------------
+
+    def _birth(self, source: Source, name: str) -> Record:
+        """A new record with empty rows in M and masks."""
+        record = self._roster.birth(source, name, max(self._frame, 0))
+        self._M = torch.cat((self._M, self._M.new_zeros(1, *self._M.shape[1:])))
+        self._masks = np.concatenate((self._masks, np.zeros((1, *self._masks.shape[1:]), bool)))
+        return record
+
+    def _retire(self, record: Record) -> None:
+        """Give the slot back; rows of M and masks are the caller's business. Reported once as REMOVED."""
+        self._roster.retire(record, self._frame)
+        if self._geometry is not None:
+            empty = np.zeros((self._geometry.height, self._geometry.width), bool)
+            self._removed.append(record.track(self._frame, empty, TrackState.REMOVED, self._class_names()))
+
+    def _drop(self, record: Record) -> None:
+        """Retire between steps: its rows go too, and a prompt that waits for the first frame."""
+        i = self._roster.records.index(record)
+        self._M = torch.cat((self._M[:i], self._M[i + 1 :]))
+        self._masks = np.delete(self._masks, i, 0)
+        self._waiting.pop(record.track_id, None)
+        self._retire(record)
+
+    def _same_things(self, masks: np.ndarray) -> list[Record]:
+        """Discovered objects that a new prompt shows: more than `dedupe_iou` mask IoU on the last frame."""
+        if self._frame < 0:
+            return []
+        found = []
+        for record, own in zip(self._roster.records, self._masks, strict=True):
+            if not record.pinned and own.any():
+                inter = (masks & own).sum((1, 2))
+                union = (masks | own).sum((1, 2))
+                if (inter > self.config.dedupe_iou * union).any():
+                    found.append(record)
+        return found
+
+    def _overwrite(self, records: list[Record], masks: np.ndarray) -> None:
+        """M_t := m for these objects (A2); other objects lose the pixels."""
+        rows = [self._roster.records.index(r) for r in records]
+        marks = resize_prompts(masks, self._geometry, self._state.size).to(self._device)
+        others = [i for i in range(len(self._roster)) if i not in rows]
+        self._M = self._M.clone()
+        self._M[others] &= ~marks.any(0)
+        self._M[rows] = marks
+        self._masks[others] &= ~masks.any(0)
+        self._masks[rows] = masks
+        for record in records:
+            record.see(self._frame, 1.0, None, 1)
+
+    def _undo_absorb(self) -> None:
+        """M_t is about to change: take back an early `absorb` of it."""
+        if self._saved is not None and self._frame >= 0 and self._state is not None and self._state.absorbed:
+            self._state.copy_from(self._saved)
+
+    def _publish(self) -> None:
+        """Rebuild `current` from records and masks, highest score first."""
+        g, names = self._geometry, self._class_names()
+        tracks = [
+            r.track(self._frame, m, r.state(self._frame), names)
+            for r, m in zip(self._roster.records, self._masks, strict=True)
+        ]
+        tracks.sort(key=lambda t: (-t.score, t.track_id))
+        self._current = StepOutput(self._frame, g.height, g.width, (*tracks, *self._removed))
+
+    def _class_names(self) -> tuple[str, ...]:
+        return CLASS_NAMES.get(self.config.head or "", ())
