@@ -145,7 +145,7 @@ def _populate(
             boxes = boxes_over_time(bits, targets[int(rng.integers(len(targets)))])
             layer = occluder(rng, bank, boxes, config.size, len(class_ids))
             if layer is not None:
-                if layer.index >= 0:
+                if layer.label >= 0:
                     label_of(layer.cut)
                 _draw_layer(images, bits, layer, None)
     return class_ids

@@ -22,14 +22,14 @@ def colour_matrix(rng: np.random.Generator, strength: float, grey: bool = False)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     turn = np.cos(hue) * np.eye(3) + np.sin(hue) * cross + (1 - np.cos(hue)) * np.outer(axis, axis)
     saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
-    linear = contrast * np.diag(gains) @ saturate @ turn
+    linear: np.ndarray = contrast * np.diag(gains) @ saturate @ turn
     return np.concatenate([linear, np.full((3, 1), brightness + 128 * (1 - contrast))], axis=1)
 
 
 def flicker(rng: np.random.Generator, matrix: np.ndarray) -> np.ndarray:
     """The clip's matrix with a weak change of exposure on top."""
     gain = np.exp(rng.normal() * 0.03)
-    changed = matrix * gain
+    changed: np.ndarray = matrix * gain
     changed[:, 3] += rng.normal() * 2
     return changed
 
@@ -40,9 +40,10 @@ def _motion_kernel(rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, np.pi)
     reach = (length - 1) / 2 * np.array([np.cos(angle), np.sin(angle)])
     middle = (length - 1) / 2
-    ends = [tuple(int(round(middle + sign * value)) for value in reach) for sign in (-1, 1)]
+    ends = [tuple(round(middle + sign * value) for value in reach) for sign in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 1.0)
-    return kernel / kernel.sum()
+    kernel /= kernel.sum()
+    return kernel
 
 
 def change_look(images: list[np.ndarray], rng: np.random.Generator, config: ClipConfig) -> list[np.ndarray]:
@@ -73,7 +74,8 @@ def change_look(images: list[np.ndarray], rng: np.random.Generator, config: Clip
         quality = int(rng.integers(25, 80))
 
         def compress(image: np.ndarray) -> np.ndarray:
-            return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+            encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
         steps.append(compress)  # channel order does not matter to the artefacts
     changed = []

@@ -28,7 +28,8 @@ def smooth(rng: np.random.Generator, frames: int, speed: float) -> np.ndarray:
     period = rng.uniform(5, 20)
     drift = rng.normal() * speed * time
     wave = rng.normal() * speed * period / 6 * np.sin(2 * np.pi * (time / period + rng.uniform()))
-    return drift + wave
+    path: np.ndarray = drift + wave
+    return path
 
 
 def affine(centre: np.ndarray, scale: np.ndarray, angle: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -70,7 +71,11 @@ def camera_path(
     base = cover if cover < 1.4 * contain else cover**0.7 * contain**0.3 * rng.uniform(0.9, 1.15)
     extent = np.maximum(focus[2:] - focus[:2], 1.0)
     fit = (out / extent).min()  # scale at which the focus fills the window
-    scale0 = np.clip(base * 2.2 ** (close * rng.uniform()), base, max(base, fit * rng.uniform(0.6, 1.1)))
+    scale0 = np.clip(
+        base * 2.2 ** (close * rng.uniform(0.0 if away is None else 0.5, 1.0)),
+        base,
+        max(base, fit * rng.uniform(0.6, 1.1)),
+    )
 
     scale = scale0 * np.exp(smooth(rng, frames, motion.zoom))
     angle = rng.normal() * motion.tilt * 0.5 + smooth(rng, frames, motion.turn)
@@ -106,10 +111,10 @@ def _look_away(
     middle, reach = (focus[:2] + focus[2:]) / 2, (focus[2:] - focus[:2]) / 2
     span = half.mean(axis=0)
     # distance the window's middle needs from the focus, and what is there on each side
-    need = span + reach * 1.1
+    need = half[away[0] : away[1]].max(axis=0) * 1.1 + reach * 1.3  # rotation makes both wider
     room = np.concatenate([middle - span, have - span - middle]) / np.concatenate([need, need])
     side = int(np.argmax(room + rng.uniform(0, 0.15, 4)))
-    if room[side] < 0.75:  # it would look at nothing but border: stay
+    if room[side] < 0.7:  # it would look at nothing but border: stay
         return np.zeros((frames, 2))
     axis, sign = side % 2, (1.0 if side >= 2 else -1.0)
     held = np.zeros(frames)

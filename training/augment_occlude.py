@@ -34,11 +34,11 @@ def slab(rng: np.random.Generator, bank: Bank, height: int, width: int) -> CutOu
     if form < 0.6:
         alpha[2:-2, 2:-2] = 1.0
     else:
-        corners = np.sort(rng.uniform(0, 2 * np.pi, 24))
-        radius = 1.0 - rng.uniform(0, 0.1, 24)
+        corners = (np.arange(48) + rng.uniform(-0.3, 0.3, 48)) * (2 * np.pi / 48)
+        radius = 1.0 - rng.uniform(0, 0.06, 48)
         # superellipse: covers a box nearly, without straight edges
         cos, sin = np.cos(corners), np.sin(corners)
-        reach = radius / (np.abs(cos) ** 4 + np.abs(sin) ** 4) ** 0.25
+        reach = radius / (np.abs(cos) ** 6 + np.abs(sin) ** 6) ** (1 / 6)
         points = np.stack([(cos * reach + 1) / 2 * (width - 5) + 2, (sin * reach + 1) / 2 * (height - 5) + 2], axis=1)
         cv2.fillPoly(alpha, [np.round(points).astype(np.int32)], 1.0)
     alpha = np.clip(cv2.GaussianBlur(alpha, (0, 0), 1.0), 0, 1)
@@ -69,10 +69,8 @@ def occluder(
         rows, columns = cut.alpha.shape
         # a cut-out fills its box only partly: it must be clearly larger than what it hides
         scale = 1.35 * max(extent[0] / columns, extent[1] / rows)
-        if scale * rows > 1.3 * height or scale * columns > 0.9 * width or scale > 4:
-            cut = None
-        else:
-            cut = fit(cut, scale)
+        too_large = scale * rows > 1.3 * height or scale * columns > 0.9 * width or scale > 4
+        cut = None if too_large else fit(cut, scale)
     if cut is None:
         index = -1
         tall = rng.random() < 0.5  # a pole or wall edge from top to bottom, or a board

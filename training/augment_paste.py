@@ -8,6 +8,7 @@ import numpy as np
 
 from training.augment_colour import colour_matrix
 from training.augment_motion import affine
+from training.clips import ClipDataError
 from training.readers import BITS, RawClip, Reader, get_object
 
 
@@ -25,7 +26,7 @@ class Layer(NamedTuple):
 
     cut: CutOut
     maps: np.ndarray  # (T, 2, 3) output pixel -> cut-out pixel
-    index: int  # object index in the bit map, -1 = carries no label
+    label: int  # object index in the bit map, -1 = carries no label
     behind: bool = False  # only where no labelled object is
 
 
@@ -46,7 +47,9 @@ def fit(cut: CutOut, scale: float) -> CutOut:
     height, width = cut.alpha.shape
     size = (max(4, round(width * scale)), max(4, round(height * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cut._replace(image=cv2.resize(cut.image, size, interpolation=how), alpha=cv2.resize(cut.alpha, size, interpolation=how))
+    return cut._replace(
+        image=cv2.resize(cut.image, size, interpolation=how), alpha=cv2.resize(cut.alpha, size, interpolation=how)
+    )
 
 
 def recolour(cut: CutOut, rng: np.random.Generator, strength: float) -> CutOut:
@@ -104,22 +107,23 @@ def draw(
     local[:, 2] += matrix[:, :2] @ np.array([x0, y0], float)
     size, how = (int(x1 - x0), int(y1 - y0)), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     patch = cv2.warpAffine(cut.image, local, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
-    alpha = cv2.warpAffine(cut.alpha, local, size, flags=how)
+    alpha = np.asarray(cv2.warpAffine(cut.alpha, local, size, flags=how), np.float32)
     spot, labels = image[y0:y1, x0:x1], bits[y0:y1, x0:x1]
     if layer.behind:
-        free = ~labels.any(axis=2)
-        alpha *= cv2.GaussianBlur(free.astype(np.float32), (0, 0), 0.7) * free
+        free = (~labels.any(axis=2)).astype(np.float32)
+        alpha = alpha * np.asarray(cv2.GaussianBlur(free, (0, 0), 0.7)) * free
     image[y0:y1, x0:x1] = cv2.blendLinear(patch, spot, alpha, 1 - alpha)
     solid = alpha >= 0.5
     labels[solid] = 0
-    if layer.index >= 0:
-        labels[..., layer.index // BITS] |= np.where(solid, np.int32(1 << (layer.index % BITS)), np.int32(0))
+    if layer.label >= 0:
+        labels[..., layer.label // BITS] |= np.where(solid, np.int32(1 << (layer.label % BITS)), np.int32(0))
 
 
 class Bank:
     """Draws cut-outs from readers: whole, decently large objects that nothing labelled covers or touches.
 
-    `weights`: one a reader. Reading happens on demand; a draw costs one or two image decodes.
+    `weights`: one a reader. Reading happens on demand; a draw costs one or two image decodes. Unreadable items are
+    passed over; their errors collect in `skipped` until somebody takes them.
     """
 
     def __init__(self, readers: Sequence[Reader], weights: Sequence[float] | None = None) -> None:
@@ -128,25 +132,41 @@ class Bank:
         self.readers = tuple(readers)
         share = np.asarray(weights if weights is not None else [len(reader) for reader in readers], float)
         self._share = share / share.sum()
+        self.skipped: list[str] = []
+
+    def _load(self, rng: np.random.Generator) -> tuple[RawClip, str] | None:
+        """One random frame and the label space of its class ids; None if it cannot be read."""
+        reader = self.readers[int(rng.choice(len(self.readers), p=self._share))]
+        item = int(rng.integers(len(reader)))
+        try:
+            return reader.load(item, [int(rng.integers(reader.length(item)))]), reader.head
+        except ClipDataError as error:
+            self.skipped.append(str(error))
+            return None
 
     def draw(self, rng: np.random.Generator, tries: int = 6) -> CutOut | None:
         """A cut-out at the resolution of its source, or None if the tries found nothing usable."""
         for _ in range(tries):
-            reader = self.readers[int(rng.choice(len(self.readers), p=self._share))]
-            item = int(rng.integers(len(reader)))
-            raw = reader.load(item, [int(rng.integers(reader.length(item)))])
+            loaded = self._load(rng)
+            if loaded is None:
+                continue
+            raw, head = loaded
             found = usable(raw)
             if found:
                 index = int(rng.choice(found))
-                return cut_out(raw.images[0], get_object(raw.bits[0], index), int(raw.class_ids[index]), reader.head)
+                return cut_out(raw.images[0], get_object(raw.bits[0], index), int(raw.class_ids[index]), head)
         return None
 
     def texture(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8: a piece of some picture, as free of labelled objects as six tries give."""
-        reader = self.readers[int(rng.choice(len(self.readers), p=self._share))]
-        item = int(rng.integers(len(reader)))
-        raw = reader.load(item, [int(rng.integers(reader.length(item)))])
-        image, taken = raw.images[0], raw.bits[0].any(axis=2)
+        """(height, width, 3) uint8: a piece of some picture, as free of labelled objects as six tries give.
+
+        Plain grey if no picture could be read.
+        """
+        loaded = next((found for found in (self._load(rng) for _ in range(6)) if found is not None), None)
+        if loaded is None:
+            return np.full((height, width, 3), 127, np.uint8)
+        raw = loaded[0]
+        image, taken = raw.images[0], np.asarray(raw.bits[0].any(axis=2))
         rows, columns = image.shape[:2]
         ratio = min(rows / height, columns / width) * rng.uniform(0.3, 0.8)
         size = max(2, int(height * ratio)), max(2, int(width * ratio))
@@ -162,9 +182,7 @@ class Bank:
 
 def usable(raw: RawClip) -> list[int]:
     """Indices of the objects of the first frame that make a good cut-out."""
-    bits = raw.bits[0]
-    height, width = bits.shape[:2]
-    small = bits[::2, ::2]
+    small = raw.bits[0][::2, ::2]
     occupied = small.any(axis=2)
     good = []
     for index in range(min(len(raw.class_ids), 40)):
@@ -180,7 +198,8 @@ def usable(raw: RawClip) -> list[int]:
         if area < 0.25 * box:
             continue  # wiry or scattered
         others = occupied & ~mask
-        touching = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > mask
+        grown = np.asarray(cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)), bool)
+        touching = grown & ~mask
         if (touching & others).sum() > 0.15 * touching.sum():
             continue  # another object covers or carries it
         good.append(index)

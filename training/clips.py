@@ -26,6 +26,12 @@ class Clip(NamedTuple):
     source: str  # where it came from: source name and item, for error messages and pictures
 
 
+CHANCES = (
+    *("reverse", "flip", "jump", "away", "paste", "occlude", "unlabelled"),
+    *("colour", "grey", "blur", "noise", "jpeg"),
+)
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """Shape of the samples and the probabilities of the augmentations (each drawn once a clip)."""
@@ -65,7 +71,9 @@ class ClipConfig:
 
 def plain(frames: int, size: tuple[int, int], max_instances: int = 20) -> ClipConfig:
     """A configuration with every random change of look, occlusion and pasting off: for validation pictures."""
-    off = dict.fromkeys(
-        ("reverse", "flip", "jump", "away", "paste", "occlude", "unlabelled", "colour", "grey", "blur", "noise", "jpeg"), 0.0
+    return ClipConfig(
+        frames=frames,
+        size=size,
+        max_instances=max_instances,
+        **dict.fromkeys(CHANCES, 0.0),  # type: ignore[arg-type]
     )
-    return ClipConfig(frames=frames, size=size, max_instances=max_instances, **off)

@@ -3,10 +3,11 @@
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training import readers_coco, readers_folders, readers_sim
+from training import readers_coco, readers_folders, readers_sav, readers_sim, readers_ytvis
 from training.clips import ClipDataError
 from training.loader import Source
 from training.readers import Reader
@@ -52,6 +53,10 @@ KINDS: dict[str, Maker] = {
     "davis2017": _folder(readers_folders.davis2017),
     "mose": _folder(readers_folders.mose),
     "youtube_vos": _folder(readers_folders.youtube_vos),
+    "sav": _folder(readers_sav.sav),
+    "youtube_vis_2019": _folder(partial(readers_ytvis.youtube_vis, year=2019)),
+    "youtube_vis_2021": _folder(partial(readers_ytvis.youtube_vis, year=2021)),
+    "ovis": _folder(readers_ytvis.ovis),
     "sim": _folder(readers_sim.sim),
 }
 

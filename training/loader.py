@@ -71,7 +71,8 @@ class ClipBatches(Dataset[Batch]):
 
     `batch`: clips of the global batch. It is cut into world * parts equal blocks; index k * parts + p of rank r is
     block r * parts + p of batch k, so ranks and accumulation steps together see the same clips as one process.
-    `bank`: where pasted objects come from (default: every source). Raises ClipDataError for impossible numbers.
+    `bank`: where pasted objects come from (default: every source of real images).
+    Raises ClipDataError for impossible numbers.
     """
 
     attempts = 10  # items tried for one clip before giving up
@@ -93,7 +94,8 @@ class ClipBatches(Dataset[Batch]):
         if batch < 1 or batch % (world * parts) or not 0 <= rank < world:
             raise ClipDataError(f"batch {batch} over world {world} x parts {parts}, rank {rank}")
         self.sources, self.config, self.seed = tuple(sources), config, seed
-        self.bank = bank if bank is not None else Bank([source.reader for source in sources])
+        real = [source.reader for source in sources if source.reader.head != "sim"]  # photographed edges and light
+        self.bank = bank if bank is not None else Bank(real or [source.reader for source in sources])
         self.block, self.first, self.parts = batch // (world * parts), rank * parts, parts
         weights = np.array([source.weight for source in sources], float)
         self._share = weights / weights.sum()
@@ -107,8 +109,9 @@ class ClipBatches(Dataset[Batch]):
         source = self.sources[self.source_of(k)]
         start = (self.first + part) * self.block
         skipped: list[str] = []
+        self.bank.skipped.clear()
         clips = [self._clip(source, k, start + row, skipped) for row in range(self.block)]
-        return collate(clips, tuple(skipped))
+        return collate(clips, tuple(skipped + self.bank.skipped))
 
     def _clip(self, source: Source, k: int, row: int, skipped: list[str]) -> Clip:
         for attempt in range(self.attempts):
@@ -132,14 +135,16 @@ def _quiet_worker(_: int) -> None:
 class BatchLoader:
     """Iterates the batches first, first+1, ... of a schedule with worker processes.
 
-    Bad items are named in the log and counted in `skipped`; more than `max_skipped` of them raise ClipDataError.
+    Bad items are named in the log and collected in `skipped`; more than `max_skipped` different ones raise
+    ClipDataError. One that is met again and again counts once.
     workers = 0 computes in this process. Batches come in order whatever the number of workers.
     """
 
     def __init__(
         self, batches: ClipBatches, first: int, last: int, *, workers: int = 1, prefetch: int = 4, max_skipped: int = 50
     ) -> None:
-        self.max_skipped, self.skipped = max_skipped, 0
+        self.max_skipped = max_skipped
+        self.skipped: set[str] = set()
         if workers == 0:
             cv2.setNumThreads(0)
         self._loader: DataLoader[Batch] = DataLoader(
@@ -157,8 +162,11 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             for message in batch.skipped:
-                self.skipped += 1
-                log.warning("skipped %d: %s", self.skipped, message)
-            if self.skipped > self.max_skipped:
-                raise ClipDataError(f"{self.skipped} bad items, limit {self.max_skipped}; the last: {batch.skipped[-1]}")
+                if message not in self.skipped:
+                    self.skipped.add(message)
+                    log.warning("bad item %d: %s", len(self.skipped), message)
+            if len(self.skipped) > self.max_skipped:
+                raise ClipDataError(
+                    f"{len(self.skipped)} bad items, limit {self.max_skipped}; the last: {batch.skipped[-1]}"
+                )
             yield batch

@@ -95,8 +95,7 @@ CACHE = ByteCache()
 
 def read_rgb(path: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises ClipDataError."""
-    image = _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return image
+    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def read_labels(path: str | Path) -> np.ndarray:
@@ -152,7 +151,8 @@ def set_object(bits: np.ndarray, index: int, mask: np.ndarray) -> None:
 
 def get_object(bits: np.ndarray, index: int) -> np.ndarray:
     """(..., H, W) bool: where object `index` of the (..., H, W, C) bit map is."""
-    return (bits[..., index // BITS] & np.int32(1 << (index % BITS))) != 0
+    found: np.ndarray = (bits[..., index // BITS] & np.int32(1 << (index % BITS))) != 0
+    return found
 
 
 def bits_of_labels(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -160,7 +160,8 @@ def bits_of_labels(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     table = np.zeros((256, channels(len(values))), np.int32)
     for index, value in enumerate(values):
         table[value, index // BITS] = 1 << (index % BITS)
-    return table[labels]
+    bits: np.ndarray = table[labels]
+    return bits
 
 
 def check_frames(reader: Reader, item: int, frames: Sequence[int]) -> None:

@@ -16,8 +16,9 @@ VOID = 255  # "do not care" in palette label maps
 class FolderReader:
     """`images/<video>/<frame>.jpg` with `labels/<video>/<frame>.png`; only frames that have a label map count.
 
-    `binary` True: any non-zero value is the one object (DAVIS-2016). Otherwise each palette index is an object, 255 void.
-    Class-agnostic and not exhaustive: what has no label is not background. Held-out sequences are never read.
+    `binary` True: any non-zero value is the one object (DAVIS-2016). Otherwise each palette index is an object and
+    255 is void. Class-agnostic and not exhaustive: what has no label is not background. Held-out sequences are never
+    read.
     Raises ClipDataError for a missing folder or when nothing is left.
     """
 
@@ -70,7 +71,8 @@ class FolderReader:
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """Frames in the given order; an object keeps its index over the clip. Raises ClipDataError."""
         check_frames(self, item, frames)
-        images, maps = [], []
+        images: list[np.ndarray] = []
+        maps: list[np.ndarray] = []
         for frame in frames:
             image_path, label_path = self._items[item][1][frame]
             image, labels = read_rgb(image_path), read_labels(label_path)
@@ -108,7 +110,9 @@ def davis2016(root: Path, *, name: str = "davis16", exclude: Collection[str] = (
     return FolderReader(images, labels, name=name, binary=True, exclude=exclude)
 
 
-def davis2017(root: Path, *, name: str = "davis17", split: str = "train", exclude: Collection[str] = ()) -> FolderReader:
+def davis2017(
+    root: Path, *, name: str = "davis17", split: str = "train", exclude: Collection[str] = ()
+) -> FolderReader:
     """`JPEGImages/480p`, `Annotations/480p`, `ImageSets/2017/<split>.txt`."""
     root = Path(root)
     return FolderReader(
