@@ -297,7 +297,7 @@ class Stream:
         found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
         everyone = torch.cat((tracked, exclusive(found)))
         masks = full_size_masks(everyone.cpu().numpy(), self._geometry)
-        areas = masks.reshape(len(masks), -1).sum(1).tolist()
+        areas = masks.sum((1, 2)).tolist()
         scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
         classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
         row_of: dict[int, int] = {}
