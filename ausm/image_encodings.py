@@ -1,7 +1,8 @@
 """Camera images of every usual encoding to (H, W, 3) uint8 RGB, with NumPy and OpenCV only.
 
-The names are those of ROS's `sensor_msgs/image_encodings.hpp`. cv_bridge is not used: its binary half does not load beside
-NumPy 2, and its PyPI form decodes channels wrongly with OpenCV 5. Nothing is allocated before every size has been checked.
+The names are those of ROS's `sensor_msgs/image_encodings.hpp`. cv_bridge is not used: its binary half does not load
+beside NumPy 2, and its PyPI form decodes channels wrongly with OpenCV 5. Every size is checked before anything is
+allocated.
 """
 
 import struct
@@ -90,9 +91,9 @@ def decode_image(
 
     data: (n,) uint8 array or any buffer of bytes; step: bytes from one row to the next, padding included.
     16-bit grey and colour are scaled from full range (0..65535) to 0..255; `8UC3`, `8UC4` are taken as BGR(A).
-    `nv12`/`nv21` hold `height` rows of luma and then `height / 2` rows of colour, all of `step` bytes.
+    `nv12`/`nv21` hold `height` rows of luma, then `height / 2` of colour, all of `step` bytes.
     Returns (H, W, 3) uint8 RGB, contiguous and writable; it may share memory with `data`.
-    Raises `ImageError` (unknown encoding, wrong step or length, odd size where the encoding needs even) with the numbers.
+    Raises `ImageError` with the numbers (unknown encoding, wrong step or length, odd size where even is needed).
     """
     if encoding not in _PACKED and encoding not in _PLANAR:
         raise ImageError(f"encoding '{encoding[:40]}' is not supported; supported: {' '.join(SUPPORTED_ENCODINGS)}")

@@ -1,0 +1,266 @@
+"""The lifecycle node `perception`: camera images in, instances with masks and lasting ids out.
+
+Run: `python -m ausm_ros.perception_node --ros-args -p checkpoint:=nano -r camera/image:=/camera/image_raw`
+"""
+
+import sys
+import threading
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
+from rclpy.exceptions import InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from ausm.errors import AusmError
+from ausm_ros.diagnostics import camera_statuses, memory_status, model_status, to_array
+from ausm_ros.executor import ServiceThreadsExecutor
+from ausm_ros.parameters import (
+    SPECS,
+    BadParameter,
+    CameraSettings,
+    Settings,
+    Spec,
+    camera_specs,
+    check_change,
+    make_camera_settings,
+    make_settings,
+)
+from ausm_ros.runtime import Runtime
+from ausm_ros.services import Services
+from ausm_ros.transport import use_large_shared_memory
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+def descriptor(spec: Spec) -> ParameterDescriptor:
+    """What `ros2 param describe` shows. Types are checked by `check_value`, which takes 10 where 10.0 is meant."""
+    words = spec.description if spec.dynamic else f"{spec.description} Read when the node is configured."
+    result = ParameterDescriptor(name=spec.name, description=words, dynamic_typing=True)
+    if spec.choices:
+        result.additional_constraints = f"one of: {', '.join(spec.choices)}"
+    if spec.low is not None and spec.high is not None and isinstance(spec.default, float):
+        result.floating_point_range = [FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high))]
+    elif spec.low is not None and spec.high is not None:
+        result.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high))]
+    return result
+
+
+class PerceptionNode(LifecycleNodeMixin, Node):
+    """Declares the parameters, follows the lifecycle and owns the `Runtime` between configure and cleanup."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Raises `BadParameter` for a value given at the start that is out of range."""
+        Node.__init__(self, "perception", **kwargs)
+        # rclpy's LifecycleNode would put its services in the default group: no state to be read while configuring
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self._runtime: Runtime | None = None
+        self._specs: dict[str, Spec] = {}
+        self._error = ""
+        self._transition = threading.Lock()
+        self._declare(SPECS)
+        for camera in self._settings().cameras:
+            self._declare(camera_specs(camera))
+            make_camera_settings(camera, self._values())
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._service_change_state.callback = self._answer_change_state(self._service_change_state.callback)
+        self._services_of_ours = Services(self, lambda: self._runtime, self._set_discovery)
+        timers = MutuallyExclusiveCallbackGroup()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_timer(1.0, self._publish_diagnostics, callback_group=timers)
+        self.create_timer(0.25, self._follow_publishers, callback_group=timers)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1.0), on_clock_change=False)
+        self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+
+    # --- parameters ---------------------------------------------------------------------------------------------
+
+    def _declare(self, specs: tuple[Spec, ...]) -> None:
+        for spec in specs:
+            if not self.has_parameter(spec.name):
+                try:
+                    self.declare_parameter(spec.name, spec.default, descriptor(spec))
+                except InvalidParameterValueException as error:
+                    raise BadParameter(f"{spec.name}: {error}") from error
+            self._specs[spec.name] = spec
+
+    def _values(self) -> dict[str, Any]:
+        values = {name: self.get_parameter(name).value for name in self._specs}
+        return {name: list(v) if hasattr(v, "typecode") else v for name, v in values.items()}
+
+    def _settings(self, **changes: Any) -> Settings:
+        return make_settings({**self._values(), **changes})
+
+    def _camera_settings(self, settings: Settings) -> list[CameraSettings]:
+        for camera in settings.cameras:
+            self._declare(camera_specs(camera))
+        return [make_camera_settings(camera, self._values()) for camera in settings.cameras]
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes = {}
+        try:
+            for parameter in parameters:
+                if spec := self._specs.get(parameter.name):
+                    value = parameter.value
+                    value = list(value) if hasattr(value, "typecode") else value
+                    changes[parameter.name] = check_change(spec, value, self._runtime is not None)
+            settings = self._settings(**changes)
+        except BadParameter as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if changes and self._runtime is not None:
+            self._runtime.change(settings)
+        return SetParametersResult(successful=True)
+
+    def _set_discovery(self, discover: bool) -> str:
+        result = self.set_parameters([Parameter("discovery", value=bool(discover))])[0]
+        return "" if result.successful else str(result.reason)
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------
+
+    def _answer_change_state(self, change: Any) -> Any:
+        """rclpy gives no answer at all to a transition that is not possible now; ours is a refusal."""
+
+        def answer(request: Any, response: Any) -> Any:
+            if not self._transition.acquire(blocking=False):
+                response.success = False
+                return response
+            try:
+                return change(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().warning(f"transition refused: {str(error).splitlines()[0]}")
+                response.success = False
+                return response
+            finally:
+                self._transition.release()
+
+        return answer
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Checks the parameters, loads the weights, warms up, makes the publishers."""
+        try:
+            settings = self._settings()
+            self._runtime = Runtime(self, settings, self._camera_settings(settings), self._on_fatal)
+        except (AusmError, BadParameter, RuntimeError, MemoryError, OSError) as error:
+            self._error = f"not configured: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            self.get_logger().error(self._error)
+            return FAILURE
+        self._error = ""
+        values = self._runtime.model_values
+        self.get_logger().info(
+            f"configured in {values['configure_s']:.1f} s: checkpoint {values['checkpoint']} on {values['device']}, "
+            f"cameras {' '.join(settings.cameras)}"
+        )
+        return SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribes and starts the worker; a new epoch for every camera."""
+        assert self._runtime is not None
+        self._runtime.start()
+        topics = ", ".join(parts.camera.topic for parts in self._runtime.cameras.values())
+        self.get_logger().info(f"active: listening to {topics}")
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribes, lets the image in progress finish, keeps the weights."""
+        assert self._runtime is not None
+        self._runtime.stop()
+        return SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees the weights, the states and the device's memory."""
+        self._close()
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._close()
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured."""
+        self._close()
+        return SUCCESS
+
+    def _close(self) -> None:
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.close()
+
+    def _on_fatal(self, reason: str) -> None:
+        """The worker cannot go on: back to unconfigured, from a thread of its own, as the worker's ends now."""
+        self._error = reason
+        self.get_logger().fatal(f"{reason}; the node goes back to unconfigured")
+        threading.Thread(target=self._give_up, name="ausm-give-up", daemon=True).start()
+
+    def _give_up(self) -> None:
+        with self._transition:
+            self.trigger_deactivate()
+            self.trigger_cleanup()
+
+    def autostart(self) -> None:
+        """Configures and activates, unless a parameter says otherwise or configuring fails."""
+        with self._transition:
+            if self._settings().autostart and self.trigger_configure() == SUCCESS:
+                self.trigger_activate()
+
+    # --- timers -------------------------------------------------------------------------------------------------
+
+    def _follow_publishers(self) -> None:
+        runtime = self._runtime
+        if runtime is not None and runtime.active:
+            for parts in runtime.cameras.values():
+                parts.camera.follow_publisher()
+
+    def _publish_diagnostics(self) -> None:
+        runtime = self._runtime
+        if runtime is None:
+            statuses = [model_status({}, self._error or "unconfigured")]
+        else:
+            views = [parts.view() for parts in runtime.cameras.values()]
+            statuses = [s for view in views for s in camera_statuses(view, runtime.settings)] if runtime.active else []
+            statuses += [memory_status(views, runtime.device), model_status(runtime.model_values, "")]
+        self._diagnostics.publish(to_array(self.get_clock().now().to_msg(), statuses, self.get_name()))
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        runtime = self._runtime
+        if runtime is not None and runtime.active:
+            runtime.clock_jumped()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the node until it is told to stop; 2 for a parameter that is refused at the start."""
+    use_large_shared_memory()
+    rclpy.init(args=argv)
+    try:
+        node = PerceptionNode()
+    except BadParameter as error:
+        print(f"perception_node: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    executor = ServiceThreadsExecutor()
+    executor.add_node(node)
+    executor.submit(node.autostart)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node._close()
+        executor.shutdown(timeout_sec=1.0)
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

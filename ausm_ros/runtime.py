@@ -1,0 +1,196 @@
+"""What a configured node holds: the shared weights, and for each camera its session, subscription and publishers."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rclpy.node import Node
+
+import ausm
+from ausm.weights import resolve, sha256
+from ausm_ros.camera import Camera
+from ausm_ros.counts import CameraCounts
+from ausm_ros.diagnostics import CameraView
+from ausm_ros.messages import rgb_of
+from ausm_ros.outputs import CameraOutputs
+from ausm_ros.parameters import CameraSettings, Settings
+from ausm_ros.prompts import Code, Refusal
+from ausm_ros.session import Session
+from ausm_ros.worker import CameraTask, Report, Worker
+
+RANDOM = "random:"  # prefix of an untrained preset
+REPEAT = 60.0  # seconds before an error of the same kind is logged again
+
+
+@dataclass(frozen=True)
+class CameraParts:
+    """One camera: how it is received, processed, published and counted."""
+
+    camera: Camera
+    task: CameraTask
+    outputs: CameraOutputs
+    counts: CameraCounts
+
+    def view(self) -> CameraView:
+        c = self.camera
+        return CameraView(c.camera.name, c.topic, c.reliability, c.enabled, self.counts, self.task.session.snapshot)
+
+
+def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
+    """The shared weights, and what diagnostics say of them. Raises CheckpointError."""
+    name = settings.checkpoint
+    if name.startswith(RANDOM):
+        model = ausm.load(name.removeprefix(RANDOM), device=settings.device, weights=False)
+        digest = "none: random weights"
+    else:
+        model = ausm.load(name, device=settings.device)
+        digest = sha256(resolve(name))
+    device = next(model.parameters()).device
+    return model, {"checkpoint": name, "sha256": digest, "device": str(device), "precision": settings.precision}
+
+
+def stream_config(settings: Settings) -> "ausm.StreamConfig":
+    return ausm.StreamConfig(
+        discover=settings.discovery,
+        score_threshold=settings.score_threshold,
+        capacity=settings.capacity,
+        birth_hits=settings.birth_hits,
+        max_missed=settings.max_missed,
+        dedupe_iou=settings.dedupe_iou,
+        short_side=settings.input_short_side or None,
+    )
+
+
+class Runtime:
+    """Made by configure, thrown away by cleanup; `start` and `stop` any number of times in between."""
+
+    def __init__(
+        self, node: Node, settings: Settings, cameras: list[CameraSettings], on_fatal: Callable[[str], None]
+    ) -> None:
+        """Loads, allocates, warms up: takes seconds. Raises AusmError or RuntimeError before it creates publishers."""
+        self.settings = settings
+        self.active = False
+        self._node = node
+        self._logged: dict[tuple[str, str], float] = {}
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        started = time.monotonic()
+        model, self.model_values = load_model(settings)
+        self.device = next(model.parameters()).device
+        make_stream = partial(
+            ausm.Stream, model, discover=settings.discovery, seed=settings.seed, config=stream_config(settings)
+        )
+        sessions = {camera.name: Session(make_stream) for camera in cameras}
+        for session in sessions.values():
+            self._warm_up(session)
+        self.model_values["configure_s"] = time.monotonic() - started
+        self.cameras: dict[str, CameraParts] = {}
+        for camera in cameras:
+            self.cameras[camera.name] = self._build(camera, sessions[camera.name])
+        self.worker = Worker([parts.task for parts in self.cameras.values()], on_fatal)
+
+    def _warm_up(self, session: Session) -> None:
+        height, width = self.settings.warmup_size
+        for _ in range(self.settings.warmup_frames):
+            session.stream.step(np.zeros((height, width, 3), np.uint8))
+        session.stream.reset()
+
+    def _build(self, camera: CameraSettings, session: Session) -> CameraParts:
+        counts = CameraCounts()
+        log_error = partial(self._log_error, camera.name, counts)
+        outputs = CameraOutputs(self._node, camera.name)
+        task = CameraTask(
+            camera.name, session, self.settings.policy, rgb_of, partial(self._publish, outputs), log_error, counts
+        )
+        receiver = Camera(
+            self._node, camera, task.mailbox, counts, lambda: self.worker.notify(), lambda: self.settings, log_error
+        )
+        parts = CameraParts(receiver, task, outputs, counts)
+        self._apply_policies(parts)
+        return parts
+
+    def _publish(self, outputs: CameraOutputs, report: Report) -> None:
+        outputs.publish(report, self.settings.overlay_max_rate)
+
+    def _log_error(self, camera: str, counts: CameraCounts, kind: str, text: str) -> None:
+        """One line for each kind of error, again only after a minute; all are counted, /diagnostics has the last."""
+        counts.last_error = text
+        now = time.monotonic()
+        if now - self._logged.get((camera, kind), -REPEAT) >= REPEAT:
+            self._logged[camera, kind] = now
+            self._node.get_logger().error(f"{camera}: {text}")
+
+    def _apply_policies(self, parts: CameraParts) -> None:
+        parts.task.on_time_jump = self.settings.on_time_jump
+        parts.task.on_size_change = self.settings.on_size_change
+
+    def start(self) -> None:
+        """A new epoch for each camera, then images."""
+        for parts in self.cameras.values():
+            parts.task.session.new_epoch()
+            parts.camera.enabled = True
+        self.worker.start()
+        self.active = True
+        for parts in self.cameras.values():
+            parts.camera.subscribe()
+
+    def stop(self) -> None:
+        """No more images; the one in progress is finished and published."""
+        self.active = False
+        for parts in self.cameras.values():
+            parts.camera.unsubscribe()
+        self.worker.stop()
+
+    def close(self) -> None:
+        """Removes the publishers and gives the device's memory back."""
+        self.stop()
+        for parts in self.cameras.values():
+            parts.outputs.destroy()
+        self.cameras = {}
+        self.worker = Worker([], lambda _: None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def change(self, settings: Settings) -> None:
+        """Takes over dynamic parameters: at once where they concern messages, before the next image in the model."""
+        old, self.settings = self.settings, settings
+        names = ("score_threshold", "birth_hits", "max_missed", "dedupe_iou")
+        values: dict[str, Any] = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(old, n)}
+        if settings.discovery != old.discovery:
+            values["discover"] = settings.discovery
+        for parts in self.cameras.values():
+            self._apply_policies(parts)
+            if values:
+                parts.task.post(partial(parts.task.session.configure, **values))
+        if values and self.active:
+            self.worker.notify()
+
+    def set_enabled(self, enabled: bool) -> None:
+        for parts in self.cameras.values():
+            parts.camera.enabled = enabled
+
+    def clock_jumped(self) -> None:
+        """The node's clock went back by more than a second."""
+        for parts in self.cameras.values():
+            if parts.camera.clock_jumped() and self.settings.on_time_jump == "reset" and self.active:
+                parts.task.post(partial(parts.task.reset, "time_jumps"))
+        self.worker.notify()
+
+    def find(self, camera: str) -> CameraParts:
+        """The parts of a camera by name; "" stands for the only one. Raises `Refusal`."""
+        if camera == "" and len(self.cameras) == 1:
+            return next(iter(self.cameras.values()))
+        if camera not in self.cameras:
+            raise Refusal(Code.UNKNOWN_CAMERA, f"no camera '{camera[:60]}', cameras: {' '.join(self.cameras)}")
+        return self.cameras[camera]
+
+
+def with_values(settings: Settings, **values: Any) -> Settings:
+    """Settings with some fields replaced."""
+    return replace(settings, **values)

@@ -1,0 +1,183 @@
+"""One camera's stream with what a robot needs around it: epochs, stamps, typed outcomes. No ROS, one thread."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ausm.errors import AusmError
+from ausm.tracks import Source, StepOutput, Track, TrackState
+from ausm_ros.prompts import Code, ObjectPrompt, Outcome, Scene, code_of
+
+if TYPE_CHECKING:
+    from ausm.stream import Stream
+
+
+class Sighting(NamedTuple):
+    """Stamps of the images an object was first and last seen on [ns]."""
+
+    first: int
+    last: int
+
+
+class Snapshot(NamedTuple):
+    """What other threads may know of a session: replaced as a whole after each change, never altered."""
+
+    epoch: int = 0
+    height: int = 0  # 0 x 0 before the first image of an epoch
+    width: int = 0
+    stamp: int = 0  # of the newest image [ns]
+    tracks: tuple[Track, ...] = ()
+    sightings: Mapping[int, Sighting] = MappingProxyType({})
+    capacity: int = 0
+    in_use: int = 0
+    ids_issued: int = 0
+    state_bytes: int = 0
+
+    def scene(self, min_area: int) -> Scene:
+        """What prompts are checked against."""
+        live = {t.track_id: t for t in self.tracks if t.state != TrackState.REMOVED}
+        pinned = sum(t.source == Source.PROMPT for t in live.values())
+        names = {track_id: track.name for track_id, track in live.items()}
+        return Scene(self.height, self.width, names, pinned, self.capacity, min_area)
+
+
+class NotFiniteError(ArithmeticError):
+    """The model's output holds NaN or infinity: its state can no longer be trusted."""
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two (H, W) bool masks; NaN when both are empty."""
+    union = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / union if union else math.nan
+
+
+class Session:
+    """Owned by the worker thread. Invariant: an id means one object within one epoch, and the epoch only ever grows."""
+
+    def __init__(self, make_stream: Callable[[], "Stream"]) -> None:
+        """make_stream: a new stream on the shared weights; called here once, and never again."""
+        self.stream = make_stream()
+        self.epoch = 0
+        self._size: tuple[int, int] | None = None
+        self._stamp = 0
+        self._sightings: dict[int, Sighting] = {}
+        self.snapshot = Snapshot()
+        self._publish_snapshot()
+
+    def new_epoch(self) -> int:
+        """Forgets all objects and the history; ids start again."""
+        self.stream.reset()
+        self.epoch += 1
+        self._size, self._stamp, self._sightings = None, 0, {}
+        self._publish_snapshot()
+        return self.epoch
+
+    def see(self, height: int, width: int, stamp: int) -> bool:
+        """Notes the size of a decoded image before it is processed; False if it differs from that of the epoch."""
+        if self._size is None:
+            self._size, self._stamp = (height, width), stamp
+            self._publish_snapshot()
+        return self._size == (height, width)
+
+    def step(self, image: np.ndarray, stamp: int) -> StepOutput:
+        """image (H, W, 3) uint8 RGB. Raises `NotFiniteError` when the model's scores are not numbers."""
+        output = self.stream.step(image)
+        if not all(math.isfinite(t.score) for t in output.tracks):
+            raise NotFiniteError(f"frame {output.frame_index}: the model's scores are not finite")
+        self._stamp = stamp
+        self._note()
+        return output
+
+    def prompt(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
+        """Applies checked prompts to the last stepped image; same order. atomic: all or none."""
+        again = {p.track_id for p in prompts}
+        before = {t.track_id: t.mask.copy() for t in self._tracks() if t.track_id in again}
+        try:
+            ids = self._start(prompts)
+        except AusmError as error:
+            if not atomic and len(prompts) > 1:
+                return [self.prompt([p], atomic=True)[0] for p in prompts]
+            return [Outcome(code_of(error), str(error))] * len(prompts)
+        after = {t.track_id: t.mask for t in self._note()}
+        outcomes = []
+        for prompt, track_id in zip(prompts, ids, strict=True):
+            mask = before.get(
+                track_id, after.get(track_id)
+            )  # a live object: how far off was it; a new one: what is kept
+            iou = overlap(mask, prompt.mask) if mask is not None else math.nan
+            outcomes.append(Outcome(Code.OK, "", track_id, iou))
+        return outcomes
+
+    def _start(self, prompts: Sequence[ObjectPrompt]) -> list[int]:
+        """The ids of the objects. The stream takes new and live ones in separate calls: undone if one fails."""
+        new = [i for i, p in enumerate(prompts) if p.track_id == 0]
+        again = [i for i, p in enumerate(prompts) if p.track_id != 0]
+        saved = self.stream.state_dict() if new and again else None
+        ids = [0] * len(prompts)
+        try:
+            for group in (again, new):  # live ones first: a new object may displace a discovered one
+                if group:
+                    masks = np.stack([prompts[i].mask for i in group])
+                    live = [prompts[i].track_id for i in group] if group is again else None
+                    for i, track_id in zip(
+                        group, self.stream.prompt(masks, live, [prompts[i].name for i in group]), strict=True
+                    ):
+                        ids[i] = track_id
+        except AusmError:
+            if saved is not None:
+                self.stream.load_state_dict(saved)
+            raise
+        return ids
+
+    def remove(self, track_ids: Sequence[int]) -> list[Outcome]:
+        """Removes live objects; one outcome for each id."""
+        outcomes = []
+        for track_id in track_ids:
+            try:
+                self.stream.remove([track_id])
+                outcomes.append(Outcome(Code.OK, "", track_id))
+            except AusmError as error:
+                outcomes.append(Outcome(code_of(error), str(error), track_id))
+        self._note()
+        return outcomes
+
+    def remove_all(self) -> list[Outcome]:
+        """Removes every live object."""
+        return self.remove([t.track_id for t in self._tracks() if t.state != TrackState.REMOVED])
+
+    def configure(self, **values: float | bool | int) -> None:
+        """Changes dynamic fields of the stream's configuration."""
+        self.stream.configure(**values)
+
+    def _tracks(self) -> tuple[Track, ...]:
+        return self.stream.current.tracks if self.stream.current is not None else ()
+
+    def _note(self) -> tuple[Track, ...]:
+        """Stamps of first and last sight for the present tracks, and nothing for those that are gone."""
+        tracks = self._tracks()
+        sightings = {}
+        for track in tracks:
+            known = self._sightings.get(track.track_id, Sighting(self._stamp, self._stamp))
+            sightings[track.track_id] = known._replace(last=self._stamp) if track.frames_since_seen == 0 else known
+        self._sightings = sightings
+        self._publish_snapshot()
+        return tracks
+
+    def _publish_snapshot(self) -> None:
+        height, width = self._size or (0, 0)
+        stream = self.stream
+        self.snapshot = Snapshot(
+            self.epoch,
+            height,
+            width,
+            self._stamp,
+            self._tracks(),
+            self._sightings,
+            stream.capacity,
+            stream.in_use,
+            stream.ids_issued,
+            stream.state_bytes,
+        )
