@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from ausm.weights import describe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ausm info`."""
@@ -24,8 +26,6 @@ def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description for people, and as the last line as one JSON object."""
-    from ausm.weights import describe
-
     description = describe(args.checkpoint)
     print("\n".join(_lines(description)))
     print(json.dumps(description))

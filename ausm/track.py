@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
+import ausm
 from ausm.errors import AusmError, SizeError
 from ausm.io import Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
@@ -225,8 +226,6 @@ def run(args: argparse.Namespace) -> int:
     discover = prompt is None if args.discover is None else args.discover
     if prompt is None and not discover:
         raise AusmError("--no-discover without --prompt: there is nothing to follow")
-    import ausm  # here: PyTorch takes seconds to load, a wrong path should not
-
     model = ausm.load(args.checkpoint, device=args.device)
     config = ausm.StreamConfig(discover=discover, score_threshold=args.score_threshold, short_side=args.short_side)
     result = track(ausm.Stream(model, discover=discover, seed=args.seed, config=config), source, args.out, prompt)

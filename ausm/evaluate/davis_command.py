@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+import ausm
+from ausm import weights
 from ausm.errors import AusmError, InputError
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
 from ausm.masks import write_palette_png
@@ -127,9 +129,6 @@ def run(args: argparse.Namespace) -> int:
     """Runs what is not finished, then prints the table and one JSON object (J, F, JF in percent)."""
     names = read_sequences(args.sequences, args.root)
     frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
-    import ausm
-    from ausm import weights
-
     digest = weights.sha256(weights.resolve(args.checkpoint))
     settings = {"checkpoint_sha256": digest, "multi": args.multi, "short_side": args.short_side, "seed": args.seed}
     args.out.mkdir(parents=True, exist_ok=True)

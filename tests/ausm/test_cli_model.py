@@ -1,0 +1,98 @@
+"""The commands with a real model of random weights, from a checkpoint file to PNG files."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import ausm
+from ausm import cli, weights
+from ausm.masks import read_palette_png, write_palette_png
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
+    manifest = {"recipe": {"stage": 0, "seconds": 0}, "data": ["none"], "licence": "Apache-2.0", "scores": {"J": 1.5}}
+    weights.save(path, ausm.load("nano", device="cpu", weights=False), manifest)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """One DAVIS sequence of noise with a moving square as its object."""
+    rng = np.random.default_rng(0)
+    for kind in ("JPEGImages", "Annotations"):
+        (tmp_path / kind / "noise").mkdir(parents=True)
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"JPEGImages/noise/{i:05d}.jpg"), rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+        labels = np.zeros((64, 96), np.uint8)
+        labels[20:44, 10 + 4 * i : 40 + 4 * i] = 1
+        write_palette_png(tmp_path / f"Annotations/noise/{i:05d}.png", labels)
+    return tmp_path
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_info(checkpoint: Path, capsys) -> None:
+    assert cli.main(["info", str(checkpoint)]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(printed.strip().splitlines()[-1])
+    assert figures["preset"] == "nano" and figures["sha256"] == weights.sha256(checkpoint)
+    assert figures["parameters"] > 1e6 and figures["bytes"] == checkpoint.stat().st_size
+    assert "licence" in printed and figures["scores"] == {"J": 1.5}
+    assert cli.main(["info", str(checkpoint.with_name("none.safetensors"))]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt_frame", [0, 2])
+def test_track(checkpoint: Path, root: Path, capsys, prompt_frame: int) -> None:
+    prompt = root / f"Annotations/noise/{prompt_frame:05d}.png"
+    command = ["track", str(root / "JPEGImages/noise"), "--out", str(root / "o"), "--prompt", str(prompt)]
+    command += ["--prompt-frame", str(prompt_frame), "--checkpoint", str(checkpoint), "--device", "cpu", "--discover"]
+    assert cli.main([*command, "--short-side", "64"]) == 0
+    figures = last_line(capsys)
+    assert figures["frames"] == 4 and figures["prompted"] == 1
+    masks = [read_palette_png(root / f"o/masks/{i:05d}.png") for i in range(4)]
+    assert np.array_equal(masks[prompt_frame] == 1, read_palette_png(prompt) == 1)
+    assert all(not (mask == 1).any() for mask in masks[:prompt_frame])
+    table = json.loads((root / "o/tracks.json").read_text())
+    assert table["tracks"][0]["id"] == 1 and table["tracks"][0]["source"] == "prompt"
+    assert table["tracks"][0]["first_frame"] == prompt_frame
+
+
+def test_track_is_repeatable(checkpoint: Path, root: Path, capsys) -> None:
+    runs = []
+    for name in ("a", "b"):
+        command = ["track", str(root / "JPEGImages/noise"), "--out", str(root / name), "--checkpoint", str(checkpoint)]
+        assert cli.main([*command, "--short-side", "64", "--score-threshold", "0.01", "--device", "cpu"]) == 0
+        assert last_line(capsys)["discovered"] > 0
+        runs.append([path.read_bytes() for path in sorted((root / name / "masks").iterdir())])
+    assert runs[0] == runs[1]
+
+
+def test_eval_davis_with_controls(checkpoint: Path, root: Path, capsys) -> None:
+    command = ["eval", "davis", "--root", str(root), "--out", str(root / "o"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*command, "--short-side", "64", "--device", "cpu", "--controls"]) == 0
+    figures = last_line(capsys)
+    assert figures["checkpoint_sha256"] == weights.sha256(checkpoint)
+    assert all(0 <= figures[key] <= 100 for key in ("J", "F", "JF"))
+    assert set(figures["controls"]) == {"state wiped", "true history", "optical flow"}
+    assert len(list((root / "o/noise").iterdir())) == 4
+
+
+def test_corrupt_checkpoint(checkpoint: Path, root: Path, capsys) -> None:
+    bad = root / "bad.safetensors"
+    bad.write_bytes(checkpoint.read_bytes()[:1000])
+    for command in (
+        ["info", str(bad)],
+        ["track", str(root / "JPEGImages/noise"), "--out", "o", "--checkpoint", str(bad)],
+    ):
+        assert cli.main(command) == 2
+        assert "bad.safetensors (1000 bytes) cannot be read" in capsys.readouterr().err
