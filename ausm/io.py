@@ -19,7 +19,7 @@ NOMINAL_RATE = 24.0  # Hz, for stamps where the input has no clock
 class Frame(NamedTuple):
     """One image of an input."""
 
-    index: int  # from 0
+    index: int  # type: ignore[assignment]  # from 0; hides tuple.index, which nobody asks of a frame
     name: str  # file name without suffix in a folder, else the index in five digits
     stamp_ns: int  # of the message in a bag; index / rate in a video; index / 24 Hz in a folder
     image: np.ndarray  # (H, W, 3) uint8 RGB

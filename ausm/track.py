@@ -33,7 +33,7 @@ class StreamLike(Protocol):
     """What `track` needs of an `ausm.Stream`."""
 
     @property
-    def current(self) -> StepOutput: ...
+    def current(self) -> StepOutput | None: ...
 
     def step(self, image: np.ndarray) -> StepOutput: ...
 
@@ -183,7 +183,7 @@ def track(stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | N
                 output = stream.step(frame.image)
                 if given and frame.index > 0:
                     ids.bind(list(stream.prompt(given.masks)), given.ids)
-                    output = stream.current
+                    output = stream.current or output
                 visible = _visible(output, ids)
                 write_palette_png(masks_dir / f"{frame.name}.png", _labels(visible, size, given))
                 drawn = [Drawn(i, t.mask, t.name or t.class_name, t.score, t.source) for i, t in visible]

@@ -59,7 +59,7 @@ def _draw_mask(image: np.ndarray, drawn: Drawn, thickness: int) -> None:
     """Fill and contour. Prompted: closed contour with a white rim; discovered: thinner and dashed."""
     box = box_of(drawn.mask)
     y0, x0 = max(0, box.y - thickness - 1), max(0, box.x - thickness - 1)
-    part = np.s_[y0 : box.y + box.height + thickness + 1, x0 : box.x + box.width + thickness + 1]
+    part = (slice(y0, box.y + box.height + thickness + 1), slice(x0, box.x + box.width + thickness + 1))
     inside, pixels = drawn.mask[part], image[part]
     colour = colour_of(drawn.track_id)
     tint = np.empty_like(pixels)

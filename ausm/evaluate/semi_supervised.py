@@ -166,7 +166,7 @@ def _run_flow(images: Iterable[np.ndarray], first: np.ndarray) -> Iterator[np.nd
     for image in images:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if before is not None:
-            motion = flow.calc(grey, before, None)  # (H, W, 2): where each pixel of this frame was
+            motion = flow.calc(grey, before, None)  # type: ignore[call-overload]  # (H, W, 2): where a pixel was
             labels = cv2.remap(labels, columns + motion[:, :, 0], rows + motion[:, :, 1], cv2.INTER_NEAREST)
         before = grey
         yield labels
