@@ -174,7 +174,7 @@ def _choose_cuts(
             cut = recolour(cut, rng, 0.3)
         span = np.exp(rng.uniform(np.log(0.15), np.log(0.6))) * min(height, width)
         rows, columns = cut.alpha.shape
-        scale = min(span / np.sqrt(rows * columns), 2.5, 0.9 * height / rows, 0.9 * width / columns)
+        scale = min(span / np.sqrt(rows * columns), 1.8, 0.9 * height / rows, 0.9 * width / columns)
         cuts.append(fit(cut, scale))
     return cuts
 

@@ -26,6 +26,8 @@ class SourceConfig:
     exclude: tuple[str, ...] = ()  # items never read, on top of the held-out ones
     annotations: str = "annotations.json"  # COCO kinds: the json, relative to root
     images: str = "images"  # COCO kinds: the folder, relative to root
+    topic: str | None = None  # bags: the camera topic, where there are several
+    labels: str | None = None  # bags: the topic of the masks, where there are several
     paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
 
 
@@ -47,7 +49,22 @@ def _folder(make: Callable[..., Reader]) -> Maker:
     return lambda source, root: make(root, name=source.name or source.kind, exclude=source.exclude)
 
 
+def _bag(source: SourceConfig, root: Path) -> Reader:
+    from training.readers_bag import BagReader  # needs the package rosbags, which the other kinds do not
+
+    return BagReader(
+        root,
+        name=source.name or "bag",
+        head=source.head or "",
+        exhaustive=bool(source.exhaustive),
+        topic=source.topic,
+        labels=source.labels,
+        exclude=source.exclude,
+    )
+
+
 KINDS: dict[str, Maker] = {
+    "bag": _bag,
     "coco": _coco,
     "davis2016": _folder(readers_folders.davis2016),
     "davis2017": _folder(readers_folders.davis2017),
