@@ -12,8 +12,10 @@ model: `Mamba.forward` runs T frames at once (training), `Mamba.step` one frame 
 Tensors stay (B, T, N, ...) throughout: a scan over t needs no transpose when each pixel's row is read at stride N.
 """
 
+import functools
+import importlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from ausm import ssm_cpu
 
+HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FP16_MAX = 65504.0  # an infinite state would stay infinite (inf * decay) for the rest of a stream: saturate instead
 
 
@@ -42,7 +45,39 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     """
     if ssm_cpu.available(u, A.shape[1]):
         return ssm_cpu.selective_scan(u, delta, A, B, C, D, z)
+    if u.is_cuda and u.dtype in HALF_AND_SINGLE:  # not "does triton import": it does on machines without a GPU
+        kernels = _triton_kernels(A.shape[1])
+        if kernels is not None:
+            return kernels.selective_scan(u, delta, A, B, C, D, z)
+        if _mamba_ssm_scan() is not None:
+            return selective_scan_mamba_ssm(u, delta, A, B, C, D, z)
     return selective_scan_torch(u, delta, A, B, C, D, z)
+
+
+def selective_scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    """`selective_scan` by mamba-ssm's CUDA kernel, which wants (sequence, channel, t): all is transposed for it."""
+    clips, _, N, _ = u.shape
+    u, delta, B, C, z = (v.transpose(1, 2).flatten(0, 1).transpose(1, 2).contiguous() for v in (u, delta, B, C, z))
+    y = _mamba_ssm_scan()(u, delta, A, B, C, D=D, z=z, delta_softplus=True)
+    return y.transpose(1, 2).unflatten(0, (clips, N)).transpose(1, 2)
+
+
+@functools.cache
+def _mamba_ssm_scan() -> Any:
+    """mamba-ssm's `selective_scan_fn`; None where it, or the CUDA extension that it needs, is not installed."""
+    try:
+        return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    except ImportError:
+        return None
+
+
+@functools.cache
+def _triton_kernels(states: int) -> Any:
+    """`ausm.ssm_triton`; None where triton is not installed or S is no power of two."""
+    try:
+        return importlib.import_module("ausm.ssm_triton") if states & (states - 1) == 0 else None
+    except ImportError:
+        return None
 
 
 def selective_scan_torch(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
@@ -163,6 +198,9 @@ class Mamba(nn.Module):
             return self.out_proj(ssm_cpu.scan_step(u, delta, A, B, C, D, z, ssm_state))
         u = conv_step_torch(u.to(A.dtype), weight, bias, conv_state).to(u.dtype)
         delta, B, C = self._select(u)
+        kernels = _triton_kernels(self.d_state) if x.is_cuda and u.dtype in HALF_AND_SINGLE else None
+        if kernels is not None:
+            return self.out_proj(kernels.scan_step(u, delta, A, B, C, D, z, ssm_state))
         with torch.autocast(x.device.type, enabled=False):  # autocast would run C . h in bfloat16
             u32, delta, B, C, z = (v.to(A.dtype) for v in (u, delta, B, C, z))
             y = scan_step_torch(u32, delta, A, B, C, D, z, ssm_state)

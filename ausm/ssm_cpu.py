@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ausm.errors import AusmError, SizeError
 from ausm.native import library
 
 STATES = (8, 16)  # S that are compiled
@@ -29,18 +30,21 @@ def available(u: Tensor, states: int = 16, taps: int = TAPS) -> bool:
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
     """See `ausm.ssm.selective_scan`. u, delta, z: (B, T, N, E); B, C: (B, T, N, S); A: (E, S); D: (E)."""
+    _require_scan(u, delta, A, B, C, D, z)
     delta, B, C, z = (v.to(u.dtype) for v in (delta, B, C, z))
     return _Scan.apply(u, delta, A.float(), B, C, D.float(), z)
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """See `ausm.ssm.causal_conv_silu`. x: (B, T, N, E); weight: (E, 4); bias: (E)."""
+    _require_taps(x, weight, bias)
     return _Conv.apply(x, weight.float(), bias.float())
 
 
 def conv_step(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
     """See `ausm.ssm.conv_step_torch`. x: (N, E); weight: (E, 4); state: (N, E, 3) contiguous, shifted in place."""
-    _require_contiguous(state)
+    _require_taps(x, weight, bias)
+    _require_state(state, *x.shape, TAPS - 1)
     x, stride = _rows(x)
     y = torch.empty(x.shape, dtype=x.dtype)
     taps, bias = weight.detach().float().t().contiguous(), bias.detach().float().contiguous()
@@ -53,7 +57,8 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
 
 def scan_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor) -> Tensor:
     """See `ausm.ssm.scan_step_torch`. u, delta, z: (N, E); B, C: (N, S); state: (N, E, S) contiguous, in place."""
-    _require_contiguous(state)
+    _require_scan(u, delta, A, B, C, D, z)
+    _require_state(state, *u.shape, A.shape[1])
     rows = [_rows(v.to(u.dtype)) for v in (u, delta, B, C, z)]
     (u, su), (delta, sd), (B, sB), (C, sC), (z, sz) = rows
     A, D = A.detach().float().contiguous(), D.detach().float().contiguous()
@@ -138,9 +143,31 @@ def _conv_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
     return *head, _at(rows), stride, _at(weight.contiguous()), _at(bias.contiguous())
 
 
-def _require_contiguous(state: Tensor) -> None:
-    if not state.is_contiguous():
-        raise ValueError(f"a state must be contiguous: shape {tuple(state.shape)} has strides {state.stride()}")
+def _require_state(state: Tensor, *shape: int) -> None:
+    """The kernels write into the state by address: a wrong shape would be a wild write."""
+    if tuple(state.shape) != shape:
+        raise SizeError(f"state {tuple(state.shape)}, expected {shape}")
+    if not state.is_contiguous() or state.dtype not in _STORAGE:
+        raise AusmError(f"a state must be contiguous float32, float16 or bfloat16: {state.dtype}, {state.stride()}")
+
+
+def _require_rows(like: Tensor, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.shape[:-1] != like.shape[:-1]:
+            raise SizeError(f"{name} {tuple(tensor.shape)} beside u {tuple(like.shape)}")
+
+
+def _require_taps(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    if weight.shape != (x.shape[-1], TAPS) or bias.shape != x.shape[-1:]:
+        raise SizeError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} beside x {tuple(x.shape)}")
+
+
+def _require_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> None:
+    _require_rows(u, delta=delta, B=B, C=C, z=z)
+    E, S = A.shape
+    wrong = [v for v in (u, delta, D, z) if v.shape[-1] != E] + [v for v in (B, C) if v.shape[-1] != S]
+    if wrong:
+        raise SizeError(f"A {tuple(A.shape)} beside {tuple(wrong[0].shape)}")
 
 
 def _threads() -> Any:
