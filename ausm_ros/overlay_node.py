@@ -1,0 +1,112 @@
+"""Draws the instances on the images they belong to, in a process of its own: the model's process does not wait for it.
+
+For each camera it joins `<camera>/image` and `<camera>/instances` by their stamps, and publishes `~/<camera>/image`,
+but only while somebody looks: without a subscriber it listens to nothing and costs nothing.
+
+    python -m ausm_ros.overlay_node --ros-args -r camera/instances:=/perception/camera/instances
+"""
+
+import sys
+import time
+from collections import OrderedDict
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from ausm.errors import AusmError
+from ausm.visualize import draw_tracks
+from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
+from ausm_ros.msg import InstanceArray
+from ausm_ros.outputs import reliable
+from ausm_ros.timing import RateLimit
+from ausm_ros.transport import use_large_shared_memory
+
+HELD = 30  # images kept until their instances come: a second of a camera
+
+
+class Overlay:
+    """One camera: subscribes while its overlay has subscribers."""
+
+    def __init__(self, node: Node, camera: str, compressed: bool) -> None:
+        self._node, self._camera = node, camera
+        self._kind: Any = CompressedImage if compressed else Image
+        self._topic = f"{camera}/image" + ("/compressed" if compressed else "")
+        self._publisher = node.create_publisher(Image, f"~/{camera}/image", reliable(1))
+        self._subscriptions: list[Any] = []
+        self._images: OrderedDict[int, Any] = OrderedDict()  # by stamp
+        self._limit = RateLimit()
+
+    def check(self) -> None:
+        """Called now and then: subscribes when somebody looks, lets go when nobody does."""
+        wanted = self._publisher.get_subscription_count() > 0
+        if wanted and not self._subscriptions:
+            offered = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(self._topic))
+            best_effort = any(i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for i in offered)
+            policy = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
+            qos = QoSProfile(depth=2, reliability=policy)
+            self._subscriptions = [
+                self._node.create_subscription(self._kind, self._topic, self._on_image, qos),
+                self._node.create_subscription(
+                    InstanceArray, f"{self._camera}/instances", self._on_instances, reliable(5)
+                ),
+            ]
+        elif not wanted and self._subscriptions:
+            for subscription in self._subscriptions:
+                self._node.destroy_subscription(subscription)
+            self._subscriptions = []
+            self._images.clear()
+
+    def _on_image(self, message: Any) -> None:
+        self._images[to_ns(message.header.stamp)] = message
+        while len(self._images) > HELD:
+            self._images.popitem(last=False)
+
+    def _on_instances(self, message: InstanceArray) -> None:
+        source = self._images.pop(to_ns(message.header.stamp), None)
+        rate = self._node.get_parameter("max_rate").value
+        if source is None or not self._limit.allows(time.monotonic(), rate):
+            return
+        try:
+            drawn = draw_tracks(rgb_of(source), to_drawn(message.instances, message.height, message.width))
+        except AusmError as error:
+            self._node.get_logger().error(f"{self._camera}: {error}", throttle_duration_sec=60.0)
+            return
+        self._publisher.publish(to_image(message.header, drawn))
+
+
+class OverlayNode(Node):
+    """Parameters: cameras, transport (raw | compressed), max_rate (Hz, 0 = no limit)."""
+
+    def __init__(self) -> None:
+        super().__init__("overlay")
+        cameras = self.declare_parameter("cameras", ["camera"]).value
+        transport = self.declare_parameter("transport", "raw").value
+        self.declare_parameter("max_rate", 10.0)
+        self._overlays = [Overlay(self, camera, transport == "compressed") for camera in cameras]
+        self.create_timer(0.25, self._check)
+
+    def _check(self) -> None:
+        for overlay in self._overlays:
+            overlay.check()
+
+
+def main(argv: list[str] | None = None) -> int:
+    use_large_shared_memory()
+    rclpy.init(args=argv)
+    executor = SingleThreadedExecutor()
+    executor.add_node(OverlayNode())
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The operator's command line: show the node an object, list, remove, reset.
+
+    prompt --mask cup.png --name cup          a mask of the camera image's size; several values are several objects
+    prompt --camera front --box 310,200,64,80 --name cup
+    prompt --point 340,240 --not-point 340,300 --track-id 3
+    prompt list | prompt remove 3 7 | prompt remove --all | prompt reset
+
+Prints what became of each object. The exit status is 0, or the number of the first result code that is not OK (its name
+is printed), 64 for a wrong command line, 69 when the node does not answer.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rclpy
+from builtin_interfaces.msg import Duration
+from rclpy.node import Node
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import RegionOfInterest
+
+from ausm.errors import AusmError
+from ausm.masks import read_prompt_png
+from ausm.tracks import Source, TrackState
+from ausm_ros.messages import to_duration, to_ns, to_rle
+from ausm_ros.msg import Prompt
+from ausm_ros.prompts import Code
+from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
+from ausm_ros.transport import use_large_shared_memory
+
+USAGE, UNAVAILABLE = 64, 69  # sysexits.h: EX_USAGE, EX_UNAVAILABLE
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves with 64: 2 is the result code UNKNOWN_CAMERA."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+class NoAnswer(RuntimeError):
+    """The node is not there, or did not answer in time."""
+
+
+def _numbers(count: int) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        values = tuple(int(v) for v in text.split(","))
+        if len(values) != count or min(values) < 0:
+            raise argparse.ArgumentTypeError(f"{count} whole numbers from 0, separated by commas, not {text!r}")
+        return values
+
+    parse.__name__ = f"{count} numbers"
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = _Parser("prompt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="*", default=["add"], help="add (default), list, remove ID..., reset")
+    parser.add_argument("--node", default="/perception", help="full name of the node (default %(default)s)")
+    parser.add_argument("--camera", default="", help="needed when the node has several cameras")
+    parser.add_argument("--name", default="", help="a name to carry with the object")
+    parser.add_argument("--track-id", type=int, default=0, help="prompt this live object again, keeping its id")
+    parser.add_argument("--wait", type=float, default=5.0, help="seconds to wait until it is applied (default 5)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the node itself")
+    parser.add_argument("--all", action="store_true", help="with remove: every object of the camera")
+    shapes = parser.add_argument_group("what to show (one of)")
+    shapes.add_argument("--mask", type=Path, help="PNG of the camera image's size, palette or grey; 0 = background")
+    shapes.add_argument("--box", type=_numbers(4), metavar="X,Y,W,H", help="rectangle in pixels of the camera image")
+    shapes.add_argument("--point", type=_numbers(2), metavar="X,Y", action="append", default=[], help="on the object")
+    shapes.add_argument("--not-point", type=_numbers(2), metavar="X,Y", action="append", default=[], help="not on it")
+    return parser
+
+
+def make_prompts(options: argparse.Namespace) -> list[Prompt]:
+    """The prompts of a command line. Raises AusmError for a mask file that cannot be read or is empty."""
+    common = {"name": options.name, "track_id": options.track_id}
+    if options.mask is not None:
+        masks, values = read_prompt_png(options.mask)
+        if len(masks) > 1 and options.track_id:
+            raise AusmError(f"{options.mask} holds {len(masks)} objects, --track-id names one")
+        several = options.name and len(masks) > 1
+        names = [f"{options.name}{v}" for v in values] if several else [options.name] * len(masks)
+        return [
+            Prompt(type=Prompt.MASK_RLE, rle=to_rle(mask), name=name, track_id=options.track_id)
+            for mask, name in zip(masks, names, strict=True)
+        ]
+    if options.box is not None:
+        x, y, width, height = options.box
+        box = RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height)
+        return [Prompt(type=Prompt.BOX, box=box, **common)]
+    points = [*options.point, *options.not_point]
+    labels = [1] * len(options.point) + [0] * len(options.not_point)
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    return [Prompt(type=Prompt.POINTS, point_x=xs, point_y=ys, point_labels=labels, **common)]
+
+
+class Operator:
+    """Calls the services of one node. Methods print what happened and return the exit status."""
+
+    def __init__(self, node: Node, target: str, timeout: float) -> None:
+        self._node, self._target, self._timeout = node, target.rstrip("/"), timeout
+
+    def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
+        client = self._node.create_client(kind, f"{self._target}/{name}")
+        if not client.wait_for_service(timeout_sec=self._timeout):
+            raise NoAnswer(f"no service {client.srv_name} after {self._timeout:g} s: is the node running?")
+        future = client.call_async(request)
+        rclpy.spin_until_future_complete(self._node, future, timeout_sec=self._timeout + wait)
+        if not future.done():
+            raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout + wait:g} s")
+        return future.result()
+
+    def add(self, camera: str, prompts: Sequence[Prompt], wait: float) -> int:
+        duration: Duration = to_duration(max(0.0, wait))
+        request = AddObjects.Request(camera=camera, prompts=prompts, all_or_nothing=True, wait=duration)
+        answer = self._call(AddObjects, "add_objects", request, wait)
+        for prompt, result in zip(prompts, answer.results, strict=False):
+            what = f"track {result.track_id}" if result.track_id else "no track"
+            stamp = to_ns(answer.applied_stamp)
+            at = f", applied at {stamp / 1e9:.3f} s, epoch {answer.epoch}" if stamp else ""
+            print(f"{prompt.name or 'object'}: {Code(result.code).name}: {what}{at} {result.message}".rstrip())
+        return self._status(answer)
+
+    def remove(self, camera: str, track_ids: Sequence[int], everything: bool) -> int:
+        request = RemoveObjects.Request(camera=camera, track_ids=track_ids, all=everything)
+        answer = self._call(RemoveObjects, "remove_objects", request)
+        for result in answer.results:
+            print(f"track {result.track_id}: {Code(result.code).name}: {result.message or 'removed'}")
+        return self._status(answer)
+
+    def reset(self, camera: str) -> int:
+        answer = self._call(Reset, "reset", Reset.Request(camera=camera))
+        print(f"epoch {answer.epoch}" if answer.success else answer.message)
+        return self._status(answer)
+
+    def list(self, camera: str) -> int:
+        answer = self._call(ListObjects, "list_objects", ListObjects.Request(camera=camera))
+        if answer.success:
+            print(f"{answer.in_use} of {answer.capacity} places in use")
+        for i in answer.objects:
+            box = f"{i.box.width}x{i.box.height} at ({i.box.x_offset}, {i.box.y_offset})" if i.area else "not in sight"
+            state, source = TrackState(i.state).name.lower(), Source(i.source).name.lower()
+            name = i.name or i.class_name
+            print(f"{i.track_id:5d}  {state:9s} {source:10s} score {i.score:.2f}  {box}  {name}".rstrip())
+        return self._status(answer)
+
+    @staticmethod
+    def _status(answer: Any) -> int:
+        """0, or the first result code that is not OK; a refusal without results names its code in the message."""
+        if answer.success:
+            return 0
+        print(answer.message, file=sys.stderr)
+        codes = [r.code for r in getattr(answer, "results", ()) if r.code != Code.OK]
+        named = [code for code in Code if answer.message.startswith(f"{code.name}:")]
+        return int(codes[0] if codes else named[0] if named else Code.INTERNAL_ERROR)
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node) -> int:
+    operator = Operator(node, options.node, options.timeout)
+    command, arguments = options.command[0], options.command[1:]
+    if command == "remove":
+        if not options.all and not (arguments and all(a.isdigit() for a in arguments)):
+            parser.error("remove: give the track ids, or --all")
+        return operator.remove(options.camera, [int(a) for a in arguments], options.all)
+    if arguments or command not in ("add", "list", "reset"):
+        parser.error(f"unknown command {' '.join(options.command)!r}")
+    if command == "list":
+        return operator.list(options.camera)
+    if command == "reset":
+        return operator.reset(options.camera)
+    if sum((options.mask is not None, options.box is not None, bool(options.point))) != 1:
+        parser.error("give one of --mask, --box and --point")
+    return operator.add(options.camera, make_prompts(options), options.wait)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = remove_ros_args(args=sys.argv if argv is None else ["prompt", *argv])[1:]
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    use_large_shared_memory()
+    rclpy.init(args=argv)
+    node = Node("ausm_prompt", enable_rosout=False, start_parameter_services=False)
+    try:
+        return run(options, parser, node)
+    except NoAnswer as error:
+        print(error, file=sys.stderr)
+        return UNAVAILABLE
+    except AusmError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

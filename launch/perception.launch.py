@@ -1,0 +1,103 @@
+"""ros2 launch ausm_ros perception.launch.py image_topic:=/camera/image_raw
+
+The node in a process of its own that starts again when it dies, and on request the overlay, RViz and a bag to play.
+`--show-args` lists every argument. Values of `params_file` hold unless the argument is given as something else than its
+default here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+
+ON_OFF = ["true", "false"]
+# name: (default, accepted values, what it is)
+ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
+    "namespace": ("", None, "Namespace of the nodes."),
+    "image_topic": ("/camera/image_raw", None, "Topic of the images; for several cameras one each, separated by commas."),
+    "cameras": ("camera", None, "Names of the cameras, separated by commas."),
+    "transport": ("raw", ["raw", "compressed"], "Form of the images; image_topic is given without /compressed."),
+    "checkpoint": ("nano", None, "A released name or the path of a .safetensors file; nothing is downloaded."),
+    "device": ("auto", None, "auto, cpu or cuda:N."),
+    "precision": ("auto", ["auto", "fp32", "bf16", "fp16"], "Arithmetic of the model."),
+    "discovery": ("true", ON_OFF, "Find objects that were not prompted."),
+    "overlay": ("true", ON_OFF, "Start the overlay node: overlay/<camera>/image, drawn while somebody looks."),
+    "rviz": ("false", ON_OFF, "Start RViz with the layout of this package."),
+    "bag": ("", None, "A rosbag2 to play, with its own clock (switches use_sim_time on)."),
+    "bag_rate": ("1.0", None, "Speed of the bag."),
+    "policy": ("latest", ["latest", "every"], "Always the newest image, or every image in order."),
+    "use_sim_time": ("false", ON_OFF, "Take the time from /clock."),
+    "autostart": ("true", ON_OFF, "Configure and activate the node by itself."),
+    "params_file": ("", None, "A YAML file of parameters; config/perception.yaml of this package shows all."),
+    "log_level": ("info", ["debug", "info", "warn", "error", "fatal"], "Least severity that is logged."),
+    "respawn": ("true", ON_OFF, "Start the node again 2 s after it died."),
+}  # fmt: skip
+PARAMETERS = ("transport", "checkpoint", "device", "precision", "discovery", "policy", "autostart")
+
+
+def typed(value: str) -> Any:
+    return value == "true" if value in ON_OFF else value
+
+
+def make_nodes(context: LaunchContext) -> list[Any]:
+    """The actions for the given values."""
+    values = {name: context.launch_configurations[name] for name in ARGUMENTS}
+    cameras = [name.strip() for name in values["cameras"].split(",")]
+    topics = [topic.strip() for topic in values["image_topic"].split(",")]
+    if len(topics) != len(cameras):
+        raise RuntimeError(f"{len(cameras)} cameras {cameras}, but {len(topics)} topics {topics}")
+    compressed = "/compressed" if values["transport"] == "compressed" else ""
+    pairs = list(zip(cameras, topics, strict=True))
+    remappings = [(f"{camera}/image{compressed}", f"{topic}{compressed}") for camera, topic in pairs]
+
+    given: dict[str, Any] = {"use_sim_time": bool(values["bag"]) or typed(values["use_sim_time"])}
+    for name in ("cameras", *PARAMETERS):
+        if not values["params_file"] or values[name] != ARGUMENTS[name][0]:
+            if name == "transport":
+                given |= {f"{camera}.transport": values[name] for camera in cameras}
+            else:
+                given[name] = cameras if name == "cameras" else typed(values[name])
+    files = [values["params_file"]] if values["params_file"] else []
+    common = {
+        "package": "ausm_ros",
+        "namespace": values["namespace"],
+        "output": "screen",
+        "respawn": typed(values["respawn"]),
+        "respawn_delay": 2.0,
+        "ros_arguments": ["--log-level", values["log_level"]],
+    }
+    actions: list[Any] = [
+        Node(
+            executable="perception_node",
+            name="perception",
+            parameters=[*files, given],
+            remappings=remappings,
+            **common,
+        )
+    ]
+    if typed(values["overlay"]):
+        drawn = {"cameras": cameras, "transport": values["transport"], "use_sim_time": given["use_sim_time"]}
+        instances = [(f"{camera}/instances", f"perception/{camera}/instances") for camera in cameras]
+        both = remappings + instances
+        actions.append(
+            Node(executable="overlay_node", name="overlay", parameters=[drawn], remappings=both, **common)
+        )
+    if typed(values["rviz"]):
+        layout = Path(get_package_share_directory("ausm_ros")) / "config" / "perception.rviz"
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(layout)], output="screen"))
+    if values["bag"]:
+        command = ["ros2", "bag", "play", values["bag"], "--clock", "--rate", values["bag_rate"]]
+        actions.append(ExecuteProcess(cmd=command, output="screen"))
+    return actions
+
+
+def generate_launch_description() -> LaunchDescription:
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, choices=choices, description=words)
+        for name, (default, choices, words) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=make_nodes)])
