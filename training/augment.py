@@ -1,14 +1,13 @@
 """From an item of a reader to a training clip. A clip is a pure function of (reader, item, generator, config, bank)."""
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 
 from training.augment_colour import change_look
-from training.augment_motion import STILL, VIDEO, absent_span, camera_path, object_path
-from training.augment_occlude import boxes_over_time, occluder
-from training.augment_paste import Bank, CutOut, Layer, cut_out, draw, fit, layer_maps, recolour, sway, usable
+from training.augment_motion import STILL, VIDEO, absent_span, camera_path
+from training.augment_occlude import boxes_over_time
+from training.augment_paste import Bank
+from training.augment_scene import EXTRA, Scene, populate
 from training.clips import Clip, ClipConfig
 from training.readers import MAX_OBJECTS, RawClip, Reader, channels, get_object
 
@@ -41,9 +40,10 @@ def make_clip(reader: Reader, item: int, rng: np.random.Generator, config: ClipC
     if still:
         raw = RawClip(raw.images * config.frames, raw.bits * config.frames, raw.class_ids)
     images, bits = _film(raw, still, rng, config)
-    class_ids = list(raw.class_ids)
+    scene = Scene(images, bits, [int(class_id) for class_id in raw.class_ids], reader.head, reader.exhaustive)
     if bank is not None:
-        class_ids = _populate(images, bits, raw, class_ids, reader, rng, config, bank)
+        populate(scene, rng, config, bank)
+    class_ids = scene.class_ids
     masks, kept = visible_masks(bits, len(class_ids), config)
     images = change_look(images, rng, config)
     ids = np.array(class_ids, np.int64)[kept] if reader.head else np.full(len(kept), -1, np.int64)
@@ -77,7 +77,7 @@ def _film(
         maps = maps @ mirror
     shrink = 1 / np.sqrt(np.abs(np.linalg.det(maps[:, :, :2])).min())  # largest output/source scale of the clip
     fill = [float(v) for v in raw.images[0].mean(axis=(0, 1))]
-    planes = channels(min(len(raw.class_ids) + config.max_paste + 3, MAX_OBJECTS))
+    planes = channels(min(len(raw.class_ids) + config.max_paste + EXTRA, MAX_OBJECTS))
     images, bits = [], []
     smaller: dict[int, np.ndarray] = {}
     for image, labels, matrix in zip(raw.images, raw.bits, maps, strict=True):
@@ -111,93 +111,6 @@ def _focus(raw: RawClip, rng: np.random.Generator, still: bool) -> np.ndarray:
     chosen = raw.bits[:1] if still else raw.bits[:: max(1, len(raw.bits) // 4)]
     boxes = boxes_over_time(chosen, index)
     return np.concatenate([np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)])
-
-
-def _populate(
-    images: list[np.ndarray],
-    bits: list[np.ndarray],
-    raw: RawClip,
-    class_ids: list[int],
-    reader: Reader,
-    rng: np.random.Generator,
-    config: ClipConfig,
-    bank: Bank,
-) -> list[int]:
-    """Pastes moving objects and occluders into the frames, in place. Returns the class ids of all objects."""
-    class_ids = list(class_ids)
-    capacity = 31 * bits[0].shape[2]
-
-    def label_of(cut: CutOut) -> int:
-        class_ids.append(cut.class_id if cut.head == reader.head and reader.head else -1)
-        return len(class_ids) - 1
-
-    labelled = reader.exhaustive or rng.random() >= config.unlabelled
-    if rng.random() < config.paste:
-        cuts = _choose_cuts(raw, reader, rng, config, bank)
-        for cut in cuts:
-            index = label_of(cut) if labelled and len(class_ids) < capacity else -1
-            if index < 0 and reader.exhaustive:
-                break
-            _draw_layer(images, bits, *_moving(cut, index, rng, config))
-    if rng.random() < config.occlude and len(class_ids) < capacity:
-        targets = [index for index in range(len(class_ids)) if get_object(bits[0][::4, ::4], index).sum() >= 6]
-        if targets:
-            boxes = boxes_over_time(bits, targets[int(rng.integers(len(targets)))])
-            layer = occluder(rng, bank, boxes, config.size, len(class_ids))
-            if layer is not None:
-                if layer.label >= 0:
-                    label_of(layer.cut)
-                _draw_layer(images, bits, layer, None)
-    return class_ids
-
-
-def _choose_cuts(
-    raw: RawClip, reader: Reader, rng: np.random.Generator, config: ClipConfig, bank: Bank
-) -> list[CutOut]:
-    """One to max_paste cut-outs at their size in the output; a twin shares the look of its sibling."""
-    height, width = config.size
-    cuts: list[CutOut] = []
-    for _ in range(int(rng.integers(1, config.max_paste + 1))):
-        cut: CutOut | None = None
-        if rng.random() < config.own_twin and not cuts:
-            own = usable(raw)
-            if own:
-                index = own[int(rng.integers(len(own)))]
-                cut = cut_out(raw.images[0], get_object(raw.bits[0], index), int(raw.class_ids[index]), reader.head)
-        elif cuts and rng.random() < config.twins:
-            cuts.append(cuts[-1])
-            continue
-        if cut is None:
-            cut = bank.draw(rng)
-            if cut is None:
-                continue
-            cut = recolour(cut, rng, 0.3)
-        span = np.exp(rng.uniform(np.log(0.15), np.log(0.6))) * min(height, width)
-        rows, columns = cut.alpha.shape
-        scale = min(span / np.sqrt(rows * columns), 1.8, 0.9 * height / rows, 0.9 * width / columns)
-        cuts.append(fit(cut, scale))
-    return cuts
-
-
-def _moving(
-    cut: CutOut, index: int, rng: np.random.Generator, config: ClipConfig
-) -> tuple[Layer, Callable[[CutOut, int], CutOut] | None]:
-    gone = absent_span(rng, config.frames) if config.frames >= 3 and rng.random() < 0.3 else None
-    path = object_path(rng, config.frames, config.size, cut.alpha.shape[:2], gone=gone)
-    behind = rng.random() < config.behind
-    if rng.random() < 0.5:
-        cut = cut._replace(image=cut.image[:, ::-1].copy(), alpha=cut.alpha[:, ::-1].copy())
-    return Layer(cut, layer_maps(cut, *path), index, behind), sway(rng, cut, config.frames)
-
-
-def _draw_layer(
-    images: list[np.ndarray],
-    bits: list[np.ndarray],
-    layer: Layer,
-    bend: Callable[[CutOut, int], CutOut] | None,
-) -> None:
-    for frame, (image, labels) in enumerate(zip(images, bits, strict=True)):
-        draw(image, labels, layer, frame, bend)
 
 
 def visible_masks(bits: list[np.ndarray], objects: int, config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -111,7 +111,8 @@ def draw(
     spot, labels = image[y0:y1, x0:x1], bits[y0:y1, x0:x1]
     if layer.behind:
         free = (~labels.any(axis=2)).astype(np.float32)
-        alpha = alpha * np.asarray(cv2.GaussianBlur(free, (0, 0), 0.7)) * free
+        edge: np.ndarray = np.asarray(cv2.GaussianBlur(np.asarray(free), (0, 0), 0.7))
+        alpha = alpha * edge * free
     image[y0:y1, x0:x1] = cv2.blendLinear(patch, spot, alpha, 1 - alpha)
     solid = alpha >= 0.5
     labels[solid] = 0

@@ -52,7 +52,10 @@ class ClipConfig:
     twins: float = 0.3  # given a paste: a second copy of one cut-out moves on its own (look-alike)
     own_twin: float = 0.25  # given a paste: one cut-out is an object of this very clip
     behind: float = 0.3  # given a pasted object: it passes behind the labelled ones
-    occlude: float = 0.3  # something sweeps over an object, hides it for some frames and leaves
+    occlude: float = 0.45  # something sweeps over an object, hides it for some frames and leaves
+    hide_twin: float = (
+        0.4  # given such an occlusion: a copy of the hidden object stays in view (memory must tell them apart)
+    )
     unlabelled: float = 0.05  # non-exhaustive sources only: pasted look-alikes stay without label (pure distractors)
 
     colour: float = 0.8

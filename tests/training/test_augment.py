@@ -91,6 +91,21 @@ def test_everything_on_keeps_visible_parts_disjoint_and_sane(seed: int) -> None:
     assert len(clip.class_ids) == len(clip.masks) and set(clip.class_ids.tolist()) <= {3, 8}
 
 
+def test_a_hidden_object_often_has_a_twin_in_view() -> None:
+    config = replace(STEADY, paste=0, occlude=1, hide_twin=1, away=0, unlabelled=0)
+    reader, twins = Squares(1, (240, 320)), []
+    for seed in range(12):
+        clip = make_clip(reader, 0, np.random.default_rng(seed), config, Bank([Squares()]))
+        ids = clip.class_ids.tolist()
+        for class_id, colour in ((3, RED), (8, GREEN)):
+            if ids.count(class_id) == 2:  # the object and its copy look the same, and both are labelled
+                both = clip.masks[clip.class_ids == class_id]
+                assert agreement(clip, colour, both.any(axis=0)) > 0.6  # a slab may carry the colour too
+                twins.append(both.any(axis=(2, 3)))
+    assert len(twins) >= 8
+    assert np.mean([(~seen[0] & seen[1]).any() or (~seen[1] & seen[0]).any() for seen in twins]) > 0.5
+
+
 def test_a_clip_is_a_function_of_its_seed() -> None:
     def build(seed: int) -> Clip:
         return make_clip(
