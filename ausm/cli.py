@@ -24,6 +24,7 @@ COMMANDS = {
     "track": Command("ausm.track", "follow objects through a video, a folder of images or a rosbag2"),
     "info": Command("ausm.info", "what a checkpoint is: sizes, digest, recipe, data, licence, scores"),
     "eval davis": Command("ausm.evaluate.davis_command", "semi-supervised J and F on DAVIS 2016 or 2017"),
+    "eval coco": Command("ausm.evaluate.coco_command", "average precision of instances on single images"),
     "bench stream": Command("bench.stream", "latency and memory of a long stream"),
     "bench train": Command("bench.train", "seconds per iteration of the parallel and the frame-by-frame form"),
     "bench node": Command("bench.node", "latency of the ROS 2 node, image to message"),

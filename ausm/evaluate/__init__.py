@@ -1,5 +1,6 @@
-"""Evaluation on the benchmarks of the paper. `davis` is the call that training makes between its iterations."""
+"""Evaluation on the benchmarks of the paper. Training calls `davis` and `coco` between its iterations."""
 
+from ausm.evaluate.images import CocoResult, coco
 from ausm.evaluate.semi_supervised import DavisResult, SequenceResult, davis
 
-__all__ = ["DavisResult", "SequenceResult", "davis"]
+__all__ = ["CocoResult", "DavisResult", "SequenceResult", "coco", "davis"]

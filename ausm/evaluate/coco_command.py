@@ -1,0 +1,54 @@
+"""`ausm eval coco`: average precision on single images."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import ausm
+from ausm import weights
+from ausm.evaluate.images import coco
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ausm eval coco`."""
+    parser.add_argument("--images", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--annotations", metavar="FILE", type=Path, required=True, help="COCO json of instances")
+    parser.add_argument("--class-agnostic", action="store_true", help="ignore classes, score by objectness")
+    parser.add_argument("--head", default="coco", help="class head of the model (coco)")
+    scaling = parser.add_mutually_exclusive_group()
+    scaling.add_argument("--repeat", metavar="N", type=int, default=1, help="show every image N times (1)")
+    scaling.add_argument("--traversal", action="store_true", help="show the image, four 90 %% windows and the image")
+    parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the detections as COCO results")
+    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
+    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line per figure (percent) and one JSON object; a figure without truth is null."""
+    digest = weights.sha256(weights.resolve(args.checkpoint))
+    result, detections = coco(
+        ausm.load(args.checkpoint, device=args.device),
+        args.images,
+        args.annotations,
+        class_agnostic=args.class_agnostic,
+        head=args.head,
+        repeat=args.repeat,
+        traversal=args.traversal,
+        short_side=args.short_side,
+        limit=args.limit,
+        progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),
+    )
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(detections))
+    for name, value in result._asdict().items():
+        print(f"{name:<10} {value:6.1f}" if isinstance(value, float) else f"{name:<10} {value:4d}")
+    figures = {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
+    print(json.dumps(figures | {"checkpoint_sha256": digest}))
+    return 0

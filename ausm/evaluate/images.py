@@ -1,0 +1,170 @@
+"""Instances on single images: COCO average precision of the detection queries, with inference scaling."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ausm.assemble import Geometry, exclusive, full_size_masks, keep_detections, mask_confidence, resize_image
+from ausm.errors import InputError, SizeError
+from ausm.evaluate.scaling import image_showings
+from ausm.io import read_image
+from ausm.marker import marks_from_logits
+from ausm.metrics.tubes import encode_segmentation
+
+TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
+DUPLICATE_IOU = 0.7  # as the stream's `dedupe_iou`
+MOST = 100  # detections per image that COCO looks at
+
+
+class Detections(NamedTuple):
+    """On one image, best score first."""
+
+    masks: list[np.ndarray]  # n times (H, W) bool; masks may overlap
+    scores: np.ndarray  # (n,) 0..1
+    classes: np.ndarray  # (n,) index into the head's classes; 0 without a head
+
+
+class CocoResult(NamedTuple):
+    """In percent; nan where there is no truth. AR10: recall of the ten best per image, mean over overlaps."""
+
+    AP: float
+    AP50: float
+    AP75: float
+    AP_small: float
+    AP_medium: float
+    AP_large: float
+    AR1: float
+    AR10: float
+    AR100: float
+    images: int
+
+
+@torch.inference_mode()
+def detect(
+    model: Any, showings: Sequence[np.ndarray], short_side: int | None = None, head: str | None = None
+) -> Detections:
+    """All queries of the last showing: those of tracks begun on earlier showings and the detection queries.
+
+    showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
+    times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
+    """
+    if len({image.shape for image in showings}) != 1:
+        raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
+    device = model.X_0.device
+    g = Geometry.of(*showings[0].shape[:2], short_side or model.config.short_side)
+    state = model.new_state(g.inner_height, g.inner_width)
+    ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
+    marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
+    for i, image in enumerate(showings):
+        model.absorb(state, ids, marks)
+        out = model.predict(state, torch.from_numpy(resize_image(image, g)).to(device), ids)
+        if i == len(showings) - 1:
+            break
+        K, logits, foreground = len(ids), out.masks[0].float(), out.objectness[0].float().sigmoid()
+        over = K + (foreground[K:] > TRACK_THRESHOLD).nonzero().flatten()
+        kept = over[keep_detections(logits[over] > 0, foreground[over], logits[:K] > 0, DUPLICATE_IOU)]
+        kept = kept[: model.config.N_id - K]
+        marks = marks_from_logits(exclusive(torch.cat((logits[:K], logits[kept]))), state.size)
+        ids = torch.arange(K + len(kept), device=device)
+    logits = out.masks[0].float()
+    quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
+    if head is None:
+        scores = (out.objectness[0].float().sigmoid() * quality)[:, None]  # (Q, 1)
+    else:
+        probabilities = model.pixel_decoder.classify(out.embeddings[0], head).float().softmax(-1)
+        scores = probabilities[:, :-1] * quality[:, None]  # (Q, C)
+    best = scores.flatten().topk(min(MOST, scores.numel()))
+    queries = (best.indices // scores.shape[1]).tolist()
+    planes = logits.cpu().numpy()
+    masks = {q: full_size_masks(planes[q : q + 1], g)[0] for q in set(queries)}
+    keep = [n for n, q in enumerate(queries) if masks[q].any()]
+    classes = (best.indices % scores.shape[1]).cpu().numpy()
+    return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
+
+
+def load_annotations(path: Path) -> COCO:
+    """A COCO table. Raises InputError when the file is none."""
+    try:
+        data = json.loads(path.read_text())
+        table = COCO()
+        table.dataset = {"images": data["images"], "annotations": data["annotations"], "categories": data["categories"]}
+        with contextlib.redirect_stdout(io.StringIO()):
+            table.createIndex()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from error
+    if not data["images"]:
+        raise InputError(f"{path}: lists no image")
+    return table
+
+
+def judge(truth: COCO, results: list[dict[str, Any]], images: list[int], class_agnostic: bool) -> CocoResult:
+    """AP and AR of COCO results (`image_id`, `category_id`, `score`, `segmentation`) on the images of these ids."""
+    if not results:
+        empty = {"image_id": images[0], "category_id": min(truth.cats), "score": 0.0, "bbox": [0, 0, 0, 0]}
+        size = [truth.imgs[images[0]]["height"], truth.imgs[images[0]]["width"]]
+        results = [empty | {"segmentation": {"size": size, "counts": [size[0] * size[1]]}}]  # loadRes needs one
+    with contextlib.redirect_stdout(io.StringIO()):
+        official = COCOeval(truth, _table(truth, results), iouType="segm")
+        official.params.imgIds, official.params.useCats = images, int(not class_agnostic)
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    found = [100 * float(value) if value >= 0 else float("nan") for value in official.stats]
+    return CocoResult(*found[:9], images=len(images))
+
+
+def _table(truth: COCO, results: list[dict[str, Any]]) -> COCO:
+    rows = [dict(row) for row in results]
+    for row in rows:
+        if isinstance(row["segmentation"]["counts"], list):
+            row["segmentation"] = truth.annToRLE({"image_id": row["image_id"], "segmentation": row["segmentation"]})
+    return truth.loadRes(rows)
+
+
+def coco(
+    model: Any,
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    class_agnostic: bool = True,
+    head: str = "coco",
+    repeat: int = 1,
+    traversal: bool = False,
+    short_side: int | None = None,
+    limit: int | None = None,
+    progress: Callable[[list[int]], Iterable[int]] | None = None,
+) -> tuple[CocoResult, list[dict[str, Any]]]:
+    """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
+
+    class_agnostic: one class, scored by objectness; else the classes of `head`, in the order of the file's category
+    ids. repeat, traversal: inference scaling. limit: only the images of the lowest ids. progress: wraps the list of
+    image ids. Raises InputError for a missing image or a head of another number of classes.
+    """
+    truth = load_annotations(Path(annotations))
+    ids = sorted(truth.imgs)[:limit]
+    categories = sorted(truth.cats)
+    if not class_agnostic:
+        known = dict(model.config.heads)
+        if known.get(head) != len(categories):
+            raise InputError(f"{annotations} has {len(categories)} categories, the model's heads {known}")
+    results: list[dict[str, Any]] = []
+    shown: Iterator[int] = iter(progress(ids) if progress else ids)
+    for image_id in shown:
+        entry = truth.imgs[image_id]
+        image = read_image(Path(images) / entry["file_name"])
+        if image.shape[:2] != (entry["height"], entry["width"]):
+            sizes = f"{image.shape[1]}x{image.shape[0]}, annotated as {entry['width']}x{entry['height']}"
+            raise SizeError(f"{entry['file_name']} is {sizes}")
+        found = detect(model, image_showings(image, repeat, traversal), short_side, None if class_agnostic else head)
+        for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
+            row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
+            results.append(row | {"segmentation": encode_segmentation(mask)})
+    return judge(truth, results, ids, class_agnostic), results

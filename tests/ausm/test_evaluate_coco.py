@@ -1,0 +1,196 @@
+"""`ausm eval coco` on a small set in COCO's layout: figures, scaling, faults."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import ausm
+from ausm import cli, weights
+from ausm.config import nano
+from ausm.errors import InputError, SizeError
+from ausm.evaluate import coco, images, scaling
+from ausm.evaluate.images import Detections, detect
+from ausm.metrics.tubes import encode_segmentation
+
+
+def rectangle(y: int, x: int, h: int, w: int) -> np.ndarray:
+    mask = np.zeros((64, 96), bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+TRUTH = {5: [(rectangle(4, 4, 20, 30), 7), (rectangle(30, 40, 30, 50), 3)], 2: [(rectangle(8, 50, 40, 40), 7)]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image_id, objects in TRUTH.items():
+        cv2.imwrite(str(tmp_path / f"{image_id}.png"), rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+        for mask, category in objects:
+            ys, xs = np.nonzero(mask)
+            row = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
+            box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+            shape = {"segmentation": encode_segmentation(mask), "area": int(mask.sum()), "bbox": box}
+            annotations.append(row | shape)
+    table = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 96} for i in TRUTH],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": str(i)} for i in range(1, 81)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(table))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ausm.load("nano", device="cpu", weights=False)
+
+
+def run(root: Path, found: dict[str, Detections], monkeypatch: pytest.MonkeyPatch, **options):
+    """The figures for detections known by the mean of the image they belong to."""
+    files = {int(p.stem): float(cv2.imread(str(p)).mean()) for p in root.glob("*.png")}
+
+    def by_image(_model, showings, _short_side, _head) -> Detections:
+        mean = float(showings[-1].mean())
+        return found[min(files, key=lambda i: abs(files[i] - mean))]
+
+    monkeypatch.setattr(images, "detect", by_image)
+
+    class Model:
+        config = nano()
+
+    return coco(Model(), root, root / "truth.json", **options)[0]
+
+
+def detections(masks: list[np.ndarray], scores: list[float], classes: list[int]) -> Detections:
+    return Detections(masks, np.array(scores, np.float32), np.array(classes))
+
+
+def test_perfect_detections(root: Path, monkeypatch) -> None:
+    found = {i: detections([m for m, _ in o], [0.9] * len(o), [c - 1 for _, c in o]) for i, o in TRUTH.items()}
+    assert run(root, found, monkeypatch)[:3] == pytest.approx((100, 100, 100))
+    aware = run(root, found, monkeypatch, class_agnostic=False)
+    assert aware.AR10 == 100.0 and aware.images == 2 and np.isnan(aware.AP_large)
+    wrong = {i: d._replace(classes=np.zeros(len(d.masks), int)) for i, d in found.items()}
+    assert run(root, wrong, monkeypatch, class_agnostic=False).AP == 0.0
+    assert run(root, wrong, monkeypatch).AR10 == 100.0
+
+
+def test_nothing_found_and_false_alarms(root: Path, monkeypatch) -> None:
+    nothing = dict.fromkeys(TRUTH, detections([], [], []))
+    result = run(root, nothing, monkeypatch)
+    assert (result.AP, result.AR10) == (0.0, 0.0)
+    noisy = {
+        i: detections([rectangle(0, 0, 3, 3), *[m for m, _ in o]], [0.99, *[0.5] * len(o)], [0] * (len(o) + 1))
+        for i, o in TRUTH.items()
+    }
+    # two false alarms above three hits: precision 1/3, 2/4, 3/5, and never less than later ones
+    assert pytest.approx(60.0) == run(root, noisy, monkeypatch).AP
+
+
+def test_ten_best_of_many(root: Path, monkeypatch) -> None:
+    crowd = [rectangle(0, 3 * i, 2, 2) for i in range(12)]
+    found = {i: detections([*crowd, o[0][0]], [*[0.9] * 12, 0.1], [0] * 13) for i, o in TRUTH.items()}
+    result = run(root, found, monkeypatch)
+    assert result.AR10 == 0.0 and pytest.approx(200 / 3) == result.AR100
+
+
+def test_limit_takes_the_lowest_ids(root: Path, monkeypatch) -> None:
+    found = {2: detections([TRUTH[2][0][0]], [0.9], [6]), 5: detections([], [], [])}
+    result = run(root, found, monkeypatch, limit=1)
+    assert result.images == 1 and pytest.approx(100.0) == result.AP
+
+
+def test_scaling_by_hand() -> None:
+    image = np.arange(20 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(20, 40, 3)
+    assert len(scaling.image_repeat(image, 3)) == 3
+    showings = scaling.spatial_traversal(image)
+    assert len(showings) == 6 and all(s.shape == image.shape for s in showings)
+    assert np.array_equal(showings[0], image) and np.array_equal(showings[5], image)
+    mark = np.zeros_like(image)
+    mark[0, 0] = 255  # in sight of the upper left window only
+    assert [int(s.max()) > 0 for s in scaling.spatial_traversal(mark)] == [True, True, False, False, False, True]
+    mark = np.zeros_like(image)
+    mark[-1, 0] = 255
+    assert [int(s.max()) > 0 for s in scaling.spatial_traversal(mark)] == [True, False, False, False, True, True]
+    order, counts = scaling.video_repeat(4)
+    assert order == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3] and order[counts] == [0, 1, 2, 3]
+    assert scaling.video_repeat(1) == ([0], slice(0, None))
+
+
+def test_queries_of_a_model(model) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    once, again = detect(model, [image], 64), detect(model, [image], 64)
+    assert 0 < len(once.masks) <= 100 and all(m.shape == (64, 96) and m.any() for m in once.masks)
+    assert (np.diff(once.scores) <= 0).all() and once.scores.max() <= 1 and not once.classes.any()
+    assert all(np.array_equal(a, b) for a, b in zip(once.masks, again.masks, strict=True))
+    aware = detect(model, [image], 64, "coco")
+    assert len(aware.masks) <= 100 and 0 <= aware.classes.min() <= aware.classes.max() < 80
+    with pytest.raises(SizeError, match="2 sizes"):
+        detect(model, [image, image[:32]], 64)
+
+
+def test_a_second_showing_tracks_what_the_first_detected(model, monkeypatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    asked: list[int] = []
+    real = model.predict
+
+    def predict(state, frame, ids):
+        asked.append(len(ids))
+        return real(state, frame, ids)
+
+    monkeypatch.setattr(model, "predict", predict)
+    monkeypatch.setattr(images, "TRACK_THRESHOLD", 0.0)
+    detect(model, [image] * 3, 64)
+    assert asked[0] == 0 and 0 < asked[1] <= asked[2] <= 100
+    asked.clear()
+    monkeypatch.setattr(images, "TRACK_THRESHOLD", 1.0)
+    detect(model, [image] * 3, 64)
+    assert asked == [0, 0, 0]
+
+
+def test_command(root: Path, model, capsys) -> None:
+    path = root / "random.safetensors"
+    weights.save(path, model, {})
+    command = [
+        "eval",
+        "coco",
+        "--images",
+        str(root),
+        "--annotations",
+        str(root / "truth.json"),
+        "--checkpoint",
+        str(path),
+    ]
+    assert cli.main([*command, "--class-agnostic", "--short-side", "64", "--out", str(root / "found.json")]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert figures["images"] == 2 and figures["AP_large"] is None and 0 <= figures["AR10"] <= 100
+    rows = json.loads((root / "found.json").read_text())
+    assert {row["image_id"] for row in rows} == {2, 5} and isinstance(rows[0]["segmentation"]["counts"], str)
+    for scaled in (["--repeat", "2"], ["--traversal"]):
+        assert cli.main([*command, *scaled, "--short-side", "64", "--limit", "1"]) == 0
+
+
+def test_faults(root: Path, model) -> None:
+    with pytest.raises(InputError, match=r"none\.json: not a COCO annotation file"):
+        coco(model, root, root / "none.json")
+    table = json.loads((root / "truth.json").read_text())
+    (root / "few.json").write_text(json.dumps(table | {"categories": table["categories"][:9]}))
+    with pytest.raises(InputError, match="9 categories, the model's heads"):
+        coco(model, root, root / "few.json", class_agnostic=False)
+    (root / "empty.json").write_text(json.dumps(table | {"images": []}))
+    with pytest.raises(InputError, match="lists no image"):
+        coco(model, root, root / "empty.json")
+    cv2.imwrite(str(root / "2.png"), np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(SizeError, match=r"2\.png is 10x10, annotated as 96x64"):
+        coco(model, root, root / "truth.json")
+    (root / "2.png").unlink()
+    with pytest.raises(InputError, match=r"2\.png"):
+        coco(model, root, root / "truth.json")
