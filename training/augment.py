@@ -44,7 +44,8 @@ def make_clip(reader: Reader, item: int, rng: np.random.Generator, config: ClipC
     if bank is not None:
         populate(scene, rng, config, bank)
     class_ids = scene.class_ids
-    masks, kept = visible_masks(bits, len(class_ids), config)
+    cap = max(config.max_instances, config.max_exhaustive) if reader.exhaustive else config.max_instances
+    masks, kept = visible_masks(bits, len(class_ids), cap, config.min_pixels)
     images = change_look(images, rng, config)
     ids = np.array(class_ids, np.int64)[kept] if reader.head else np.full(len(kept), -1, np.int64)
     name = f"{reader.name}/{reader.item_name(item)}"
@@ -113,20 +114,20 @@ def _focus(raw: RawClip, rng: np.random.Generator, still: bool) -> np.ndarray:
     return np.concatenate([np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)])
 
 
-def visible_masks(bits: list[np.ndarray], objects: int, config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(N, T, H, W) bool masks of the largest max_instances objects ever seen, and their indices (N,).
+def visible_masks(bits: list[np.ndarray], objects: int, cap: int, min_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, T, H, W) bool masks of the largest `cap` objects ever seen, and their indices (N,).
 
     A visible part below min_pixels counts as absent on that frame.
     """
     coarse = np.stack([labels[::2, ::2] for labels in bits])
     largest = np.array([get_object(coarse, i).sum(axis=(1, 2)).max() * 4 for i in range(objects)], float)
-    order = np.argsort(-largest, kind="stable")[: config.max_instances]
-    kept = np.sort(order[largest[order] >= config.min_pixels])
+    order = np.argsort(-largest, kind="stable")[:cap]
+    kept = np.sort(order[largest[order] >= min_pixels])
     stack = np.stack(bits)
     masks = np.zeros((len(kept), *stack.shape[:3]), bool)
     for row, index in enumerate(kept):
         masks[row] = get_object(stack, int(index))
     counts = np.count_nonzero(masks, axis=(2, 3))
-    masks[counts < config.min_pixels] = False
+    masks[counts < min_pixels] = False
     seen = masks.any(axis=(1, 2, 3)) if len(kept) else np.zeros(0, bool)
     return masks[seen], kept[seen]

@@ -39,6 +39,7 @@ class ClipConfig:
     frames: int = 8  # T
     size: tuple[int, int] = (256, 448)  # (H, W) of the training crop
     max_instances: int = 20  # the largest are kept
+    max_exhaustive: int = 24  # the same for exhaustive sources: what is dropped there would be taught as background
     min_pixels: int = 16  # a smaller visible part counts as absent on that frame
 
     max_stride: int = 4  # real videos: stride uniform in 1..max_stride

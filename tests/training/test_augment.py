@@ -130,16 +130,24 @@ def test_the_largest_instances_are_kept() -> None:
         mask = np.zeros((40, 80), bool)
         mask[: index + 1, 2 * index : 2 * index + 2] = True
         set_object(bits[0], index, mask)
-    masks, kept = visible_masks(bits, 35, ClipConfig(frames=2, size=(40, 80), max_instances=3, min_pixels=4))
+    masks, kept = visible_masks(bits, 35, cap=3, min_pixels=4)
     assert kept.tolist() == [32, 33, 34]
     assert masks.sum(axis=(2, 3)).tolist() == [[66, 0], [68, 0], [70, 0]]
+
+
+def test_exhaustive_sources_keep_more_instances() -> None:
+    config = replace(STEADY, max_instances=1, paste=0, occlude=0)
+    counts = [
+        len(make_clip(Squares(exhaustive=e), 0, np.random.default_rng(3), config, None).masks) for e in (False, True)
+    ]
+    assert counts == [1, 2]  # a dropped object of an exhaustive clip would count as background
 
 
 def test_slivers_count_as_absent() -> None:
     bits = [np.zeros((32, 32, 1), np.int32) for _ in range(2)]
     set_object(bits[0], 0, np.pad(np.ones((8, 8), bool), 12))
     set_object(bits[1], 0, np.pad(np.ones((2, 3), bool), ((0, 30), (0, 29))))
-    masks, _ = visible_masks(bits, 1, ClipConfig(frames=2, size=(32, 32), min_pixels=10))
+    masks, _ = visible_masks(bits, 1, cap=4, min_pixels=10)
     assert masks.sum(axis=(2, 3)).tolist() == [[64, 0]]
 
 
