@@ -75,7 +75,7 @@ def _draw_mask(image: np.ndarray, drawn: Drawn, thickness: int) -> None:
     else:
         cv2.drawContours(line, contours, -1, 255, thickness)
         dash = max(3, DASH * image.shape[0] // 480)
-        diagonals = np.add.outer(np.arange(line.shape[0]), np.arange(line.shape[1]))
+        diagonals = np.add.outer(np.arange(inside.shape[0]), np.arange(inside.shape[1]))
         line[diagonals // dash % 2 == 1] = 0
     pixels[line > 0] = colour
 

@@ -59,7 +59,7 @@ def detect(
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
     device = model.X_0.device
-    g = Geometry.of(*showings[0].shape[:2], short_side or model.config.short_side)
+    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or model.config.short_side)
     state = model.new_state(g.inner_height, g.inner_width)
     ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
     marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
@@ -117,8 +117,8 @@ def judge(truth: COCO, results: list[dict[str, Any]], images: list[int], class_a
         official.evaluate()
         official.accumulate()
         official.summarize()
-    found = [100 * float(value) if value >= 0 else float("nan") for value in official.stats]
-    return CocoResult(*found[:9], images=len(images))
+    found = [100 * float(value) if value >= 0 else float("nan") for value in official.stats[:9]]
+    return CocoResult._make([*found, len(images)])
 
 
 def _table(truth: COCO, results: list[dict[str, Any]]) -> COCO:

@@ -29,7 +29,7 @@ def spatial_traversal(image: np.ndarray) -> list[np.ndarray]:
 
 
 def video_repeat(frames: int) -> tuple[list[int], slice]:
-    """Forward, backward, forward through T frames: indices of the 3T - 2 showings, and which of them count (the last T).
+    """Forward, backward, forward through T frames: indices of the 3T - 2 showings, and those that count (the last T).
 
     The turning frames are shown once each: 0 .. T-1, T-2 .. 0, 1 .. T-1.
     """

@@ -32,7 +32,8 @@ def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     b = second.reshape(len(second), -1).astype(np.float32)
     intersection = (a @ b.T).astype(np.float64)
     union = a.sum(1, dtype=np.float64)[:, None] + b.sum(1, dtype=np.float64)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    overlap: np.ndarray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return overlap
 
 
 class TrackingScorer:
@@ -76,12 +77,19 @@ class TrackingScorer:
         }
         hota, identity, clear = (metric.eval_sequence(dict(data)) for metric in _metrics())
         return TrackingScores(
-            *(float(np.mean(hota[name])) for name in ("HOTA", "DetA", "AssA", "LocA")),
-            *(float(identity[name]) for name in ("IDF1", "IDP", "IDR")),
-            float(clear["MOTA"]),
-            *(int(clear[name]) for name in ("IDSW", "CLR_FN", "CLR_FP")),
-            len(self._true_ids),
-            len(self._found_ids),
+            HOTA=float(np.mean(hota["HOTA"])),
+            DetA=float(np.mean(hota["DetA"])),
+            AssA=float(np.mean(hota["AssA"])),
+            LocA=float(np.mean(hota["LocA"])),
+            IDF1=float(identity["IDF1"]),
+            IDP=float(identity["IDP"]),
+            IDR=float(identity["IDR"]),
+            MOTA=float(clear["MOTA"]),
+            id_switches=int(clear["IDSW"]),
+            missed=int(clear["CLR_FN"]),
+            false=int(clear["CLR_FP"]),
+            true_tracks=len(self._true_ids),
+            predicted_tracks=len(self._found_ids),
         )
 
 
