@@ -101,7 +101,7 @@ def _key(compiler: str, runtime: str | None) -> str:
     digest = hashlib.sha256()
     for text in (version, " ".join(FLAGS), str(runtime), platform.machine(), _cpu_flags()):
         digest.update(text.encode() + b"\0")
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(path for path in SOURCES.iterdir() if path.is_file()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:24]
 

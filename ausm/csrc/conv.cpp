@@ -26,7 +26,7 @@ std::vector<Taps> blocks_of(const float* weight, const float* bias, long E) {
 template <typename T> void forward(Shape n, const T* x, long sx, const float* weight, const float* bias, T* y) {
     const long E = n.channels;
     const std::vector<Taps> taps = blocks_of(weight, bias, E);
-#pragma omp parallel for schedule(static) num_threads(n.threads)
+#pragma omp parallel for schedule(dynamic, CHUNK) num_threads(n.threads)
     for (long p = 0; p < n.clips * n.pixels; ++p) {
         const long first = p / n.pixels * n.frames * n.pixels + p % n.pixels;
         for (long e = 0; e < E; e += LANES) {
@@ -54,7 +54,7 @@ void backward(Shape n, const T* x, long sx, const float* weight, const float* bi
     {
         std::vector<Taps> part(taps.size());
         std::vector<double> own(E * (TAPS + 1), 0.0);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 1)
         for (long chunk = 0; chunk < (total + CHUNK - 1) / CHUNK; ++chunk) {
             std::fill(part.begin(), part.end(), Taps{});
             for (long p = chunk * CHUNK; p < std::min(total, (chunk + 1) * CHUNK); ++p) {

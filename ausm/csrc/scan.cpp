@@ -9,7 +9,9 @@
 namespace {
 
 constexpr float LN2 = 0.6931471806f, LOG2E = 1.442695041f;
-constexpr long CHUNK = 64;  // pixels whose parameter gradients are summed in float32 before they go into float64
+// Pixels handed to a thread at a time, so that a busy core delays the others by little; the parameter gradients of a chunk
+// are summed in float32 before they go into float64.
+constexpr long CHUNK = 64;
 
 struct Shape { long clips, frames, pixels, channels; int threads; };
 
@@ -37,7 +39,7 @@ void forward(Shape n, const T* u, long su, const T* delta, long sd, const float*
     {
         std::vector<float> b(n.frames * S), c(n.frames * S);
         std::vector<vf> dts(n.frames), dtx(n.frames), sum(n.frames);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, CHUNK)
         for (long p = 0; p < n.clips * n.pixels; ++p) {
             const long first = p / n.pixels * n.frames * n.pixels + p % n.pixels;  // the pixel's row in frame 0
             read_states<T, S>(B, sB, first, n.pixels, n.frames, b.data());
@@ -91,7 +93,7 @@ void backward(Shape n, const T* u, long su, const T* delta, long sd, const float
         std::vector<float> b(n.frames * S), c(n.frames * S);
         std::vector<vf> part_A(blocks * S), part_D(blocks);
         std::vector<double> own_A(E * S, 0.0), own_D(E, 0.0);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 1)
         for (long chunk = 0; chunk < (total + CHUNK - 1) / CHUNK; ++chunk) {
             std::fill(part_A.begin(), part_A.end(), vf{});
             std::fill(part_D.begin(), part_D.end(), vf{});

@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int TAPS = 4, PAST = TAPS - 1;
+constexpr long CHUNK = 64;  // as in scan.cpp
 
 #define PICK(A, B, ...) (__builtin_shufflevector(A, B, __VA_ARGS__))
 
@@ -32,7 +33,7 @@ inline void join_taps(const vf* tap, vf* v) {
 template <typename T, typename H>
 void conv_step(int threads, long N, long E, const T* x, long sx, const float* weight, const float* bias, H* state,
                T* y) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, CHUNK) num_threads(threads)
     for (long i = 0; i < N; ++i) {
         for (long e = 0; e < E; e += LANES) {
             const int lanes = (int)std::min<long>(LANES, E - e);
@@ -108,7 +109,7 @@ void scan_step(int threads, long N, long E, const T* u, long su, const T* delta,
         // Three loops over the channels instead of one: the long dependency chains of softplus and sigmoid then
         // overlap.
         std::vector<vf> inputs(blocks), steps(blocks), sum(blocks);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, CHUNK)
         for (long i = 0; i < N; ++i) {
             vf b = load(B + i * sB, S), c = load(C + i * sC, S);
             for (int j = S; j < LANES; ++j) b[j] = b[j - S], c[j] = c[j - S];

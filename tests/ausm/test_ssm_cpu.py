@@ -1,7 +1,7 @@
 """The C++ kernels against the PyTorch functions in float64; building, caching and doing without a compiler."""
 
-import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,17 +169,25 @@ def test_switched_off_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_compiler
-def test_processes_that_build_at_once_share_one_whole_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        paths = pool.map(_build_and_load, range(2))
-    assert paths[0] == paths[1]
-    assert [p.name for p in (tmp_path / "ausm").iterdir()] == [Path(paths[0]).name]
+def test_builds_at_once_share_one_whole_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
+    with ThreadPoolExecutor(4) as pool:  # each finds an empty cache
+        paths = list(pool.map(lambda _: native.build(), range(4)))
+    assert len(set(paths)) == 1 and native._load(paths[0]).answer() == 42
+    assert list((tmp_path / "cache" / "ausm").iterdir()) == [paths[0]]
 
 
-def _build_and_load(_: int) -> str:
-    assert native.library() is not None
-    return str(native.build())
+@needs_compiler
+def test_a_change_of_the_sources_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    source, paths = tmp_path / "small.cpp", []
+    for value in (1, 2, 1):
+        source.write_text(f'extern "C" int answer() {{ return {value}; }}')
+        paths.append(native.build())
+    assert paths[0] == paths[2] != paths[1]
 
 
 def test_a_broken_compiler_is_reported_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
