@@ -17,6 +17,8 @@ def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
     width = max((len(key) for key, value in values.items() if not isinstance(value, dict)), default=0)
     lines = []
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(i): item for i, item in enumerate(value, 1)}
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
         else:
