@@ -69,6 +69,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._runtime: Runtime | None = None
         self._specs: dict[str, Spec] = {}
+        self._epochs: dict[str, int] = {}
         self._error = ""
         self._transition = threading.Lock()
         self._declare(SPECS)
@@ -151,7 +152,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         """Checks the parameters, loads the weights, warms up, makes the publishers."""
         try:
             settings = self._settings()
-            self._runtime = Runtime(self, settings, self._camera_settings(settings), self._on_fatal)
+            self._runtime = Runtime(self, settings, self._camera_settings(settings), self._epochs, self._on_fatal)
         except (AusmError, BadParameter, RuntimeError, MemoryError, OSError) as error:
             self._error = f"not configured: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             self.get_logger().error(self._error)

@@ -70,9 +70,17 @@ class Runtime:
     """Made by configure, thrown away by cleanup; `start` and `stop` any number of times in between."""
 
     def __init__(
-        self, node: Node, settings: Settings, cameras: list[CameraSettings], on_fatal: Callable[[str], None]
+        self,
+        node: Node,
+        settings: Settings,
+        cameras: list[CameraSettings],
+        epochs: dict[str, int],
+        on_fatal: Callable[[str], None],
     ) -> None:
-        """Loads, allocates, warms up: takes seconds. Raises AusmError or RuntimeError before it creates publishers."""
+        """Loads, allocates, warms up: takes seconds. Raises AusmError or RuntimeError before it creates publishers.
+
+        epochs: the last epoch of each camera, kept up to date here, so that it outlives a cleanup.
+        """
         self.settings = settings
         self.active = False
         self._node = node
@@ -85,7 +93,9 @@ class Runtime:
         make_stream = partial(
             ausm.Stream, model, discover=settings.discovery, seed=settings.seed, config=stream_config(settings)
         )
-        sessions = {camera.name: Session(make_stream) for camera in cameras}
+        self._epochs = epochs
+        unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
+        sessions = {c.name: Session(make_stream, epochs.get(c.name, unused)) for c in cameras}
         for session in sessions.values():
             self._warm_up(session)
         self.model_values["configure_s"] = time.monotonic() - started
@@ -145,6 +155,7 @@ class Runtime:
         for parts in self.cameras.values():
             parts.camera.unsubscribe()
         self.worker.stop()
+        self._epochs |= {name: parts.task.session.epoch for name, parts in self.cameras.items()}
 
     def close(self) -> None:
         """Removes the publishers and gives the device's memory back."""

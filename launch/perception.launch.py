@@ -18,7 +18,7 @@ ON_OFF = ["true", "false"]
 # name: (default, accepted values, what it is)
 ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "namespace": ("", None, "Namespace of the nodes."),
-    "image_topic": ("/camera/image_raw", None, "Topic of the images; for several cameras one each, separated by commas."),
+    "image_topic": ("/camera/image_raw", None, "Topic of the images; one per camera, separated by commas."),
     "cameras": ("camera", None, "Names of the cameras, separated by commas."),
     "transport": ("raw", ["raw", "compressed"], "Form of the images; image_topic is given without /compressed."),
     "checkpoint": ("nano", None, "A released name or the path of a .safetensors file; nothing is downloaded."),

@@ -156,7 +156,8 @@ def perception(*parameters: str, remap: Sequence[str] = (), fast: bool = True) -
     try:
         yield process
     finally:
-        process.stop()
+        status = process.stop()
+    assert status == 0, f"exit status {status}:\n{process.output}"
 
 
 class Robot:
@@ -202,6 +203,10 @@ class Robot:
         publisher = self._publishers[topic]
         wait_until(publisher.get_subscription_count, f"a subscription to {topic}")
         return publisher
+
+    def publisher_count(self, camera: str) -> int:
+        """Subscriptions of the node to a camera."""
+        return int(self._publishers[f"/{camera}/image"].get_subscription_count())
 
     def publish(self, message: Any, camera: str = "camera") -> None:
         self.publisher(camera).publish(message)
