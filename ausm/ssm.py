@@ -180,7 +180,7 @@ class Mamba(nn.Module):
         """
         if state is not None:
             frames = [self.step(x[:, t].flatten(0, 1), *state) for t in range(x.shape[1])]
-            return torch.stack(frames).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+            return torch.stack(frames).view(x.shape[1], x.shape[0], x.shape[2], -1).transpose(0, 1)
         u, z = self.in_proj(x).split(self.d_inner, dim=-1)
         weight, bias, A, D = self._dynamics()
         u = causal_conv_silu(u, weight, bias)

@@ -50,10 +50,10 @@ def speed(device: str, repeats: int) -> list[Row]:
                 for mode, fn in (("forward", torch.no_grad()(lambda f: f())), ("forward + backward", _backward)):
                     ours, theirs = paired([lambda f=fused, r=fn: r(f), lambda f=plain, r=fn: r(f)], repeats, device)
                     rows.append(_row(f"{name} {mode}", shape, dtype, ours, theirs))
-    for dtype in (torch.float32, torch.float16):
-        for shape in INFERENCE:
-            ours, theirs = paired(_step_runs(*shape, stored=dtype, device=device), 6 * repeats, device)
-            rows.append(_row("recurrent step", shape, dtype, ours, theirs))
+    for stored in (torch.float32, torch.float16):
+        for size in INFERENCE:
+            ours, theirs = paired(_step_runs(*size, stored=stored, device=device), 6 * repeats, device)
+            rows.append(_row("recurrent step", size, stored, ours, theirs))
     return rows
 
 
