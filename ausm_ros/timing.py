@@ -36,7 +36,8 @@ class StampGate:
         if period and not jump and self._due is not None:
             if stamp < self._due - period // 20:  # a camera is never exactly on time
                 return Verdict.LIMITED
-            self._due = max(self._due + period, stamp + period // 2)  # keeps the mean rate, forgets long gaps
+            on_time = stamp < self._due + period  # the mean rate is kept, a gap is not made up for
+            self._due = (self._due if on_time else stamp) + period
         else:
             self._due = stamp + period if period else None
         self.last = stamp

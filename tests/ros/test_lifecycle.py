@@ -1,4 +1,4 @@
-"""The lifecycle to the letter, over DDS: what is answered in which state, and errors that leave the node unconfigured."""
+"""The lifecycle to the letter, over DDS: what each state answers, and errors that leave the node unconfigured."""
 
 import signal
 from collections.abc import Iterator
