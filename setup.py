@@ -1,8 +1,8 @@
 """What `pip install .` runs: CMake compiles the messages and services, and its install tree becomes the wheel.
 
-`CMakeLists.txt` is the one list of what is installed, for pip and for `colcon build`. Here its tree is laid out for pip:
-Python packages into site-packages, `lib/`, `share/` and `include/` into the root of the environment, where the ROS 2
-wheels put theirs. The environment variable AUSM_ROS_DISTRO chooses the wheels: jazzy (default) or kilted.
+`CMakeLists.txt` is the one list of what is installed, for pip and for `colcon build`. Here its tree is laid out for
+pip: Python packages into site-packages, `lib/`, `share/` and `include/` into the root of the environment, where the
+ROS 2 wheels put theirs. The environment variable AUSM_ROS_DISTRO chooses the wheels: jazzy (default) or kilted.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any, ClassVar
 
 from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
@@ -31,7 +32,7 @@ def requirements(name: str) -> list[str]:
 
 
 def wheels_prefix() -> Path:
-    """Root of the environment that holds the ROS 2 build wheels: the venv itself, or pip's isolated build environment."""
+    """Root of the environment that holds the ROS 2 build wheels: pip's isolated build environment, or the venv."""
     found = importlib.util.find_spec("ament_package")
     if found is None or found.origin is None:
         raise SystemExit("ament_package is not importable: build with pip, which installs it, or use colcon")
@@ -42,7 +43,7 @@ class BuildTree(Command):
     """CMake: configure, compile, install into a staging folder; then hand the files to the wheel."""
 
     description = "compile the ROS 2 interfaces and collect the package with CMake"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
     editable_mode = False
 
     def initialize_options(self) -> None:
@@ -54,7 +55,9 @@ class BuildTree(Command):
 
     def run(self) -> None:
         if self.editable_mode:
-            raise SystemExit("editable installs are not supported: install once, the modules of this folder come first anyway")
+            raise SystemExit(
+                "editable installs are not supported: install once, the modules of this folder come first anyway"
+            )
         if self.build_lib is None or self.build_temp is None:
             raise SystemExit("build_tree needs the folders that the build command sets")
         prefix = wheels_prefix()
@@ -100,7 +103,7 @@ class BuildTree(Command):
 class Build(build):
     """The standard build, plus the tree above."""
 
-    sub_commands = [*build.sub_commands, ("build_tree", None)]
+    sub_commands: ClassVar[list[tuple[str, Any]]] = [*build.sub_commands, ("build_tree", None)]
 
 
 class BinaryDistribution(Distribution):

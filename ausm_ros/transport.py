@@ -1,4 +1,4 @@
-"""DDS settings that must be in the environment before `rclpy.init`: raw images arrive whole, ROS tools find the package."""
+"""What must be in the environment before `rclpy.init`: raw images arrive whole, ROS tools find the package."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ PROCESSES = 4  # camera, node, one viewer, one to spare
 
 
 def package_file(name: str) -> Path:
-    """A file of `share/ausm_ros` after pip or colcon, or of the source tree. Raises FileNotFoundError with the places tried."""
+    """A file of `share/ausm_ros` or of the source tree. Raises FileNotFoundError with the places tried."""
     here = Path(__file__).absolute()  # not resolved: a colcon symlink install leads back to the source tree
     tried = [parent / "share" / "ausm_ros" / name for parent in here.parents[2:6]]
     tried.insert(0, here.parents[1] / name)
@@ -34,8 +34,8 @@ def shared_memory_free() -> int:
 def use_large_shared_memory() -> Path | None:
     """Let this process and its children send whole images through shared memory. Call before `rclpy.init`.
 
-    Returns the profile in use. A profile chosen by the user stays; then, and where /dev/shm is too small for the segments
-    (Docker gives 64 MiB), nothing is changed and None is returned: images then need a reliable connection.
+    Returns the profile in use. A profile chosen by the user stays; then, and where /dev/shm is too small for the
+    segments (Docker gives 64 MiB), nothing is changed and None is returned: images then need a reliable connection.
     Also lets ROS tools find the installed package (AMENT_PREFIX_PATH) where no ROS set-up file was sourced.
     """
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
