@@ -130,6 +130,11 @@ def _duplicate(mask: Tensor, area: int, other: Tensor, limit: float) -> bool:
     return inside > limit * area or inside > limit * (area + int(other.sum()) - inside)
 
 
+def duplicates(masks: np.ndarray, others: np.ndarray, limit: float) -> list[bool]:
+    """Which of masks (K, H, W) bool overlap one of others (n, H, W) bool by IoU > limit."""
+    return [any((m & o).sum() > limit * (m | o).sum() for o in others) for m in masks]
+
+
 def mask_confidence(logits: Tensor) -> Tensor:
     """(K, H, W) logits -> (K,) mean probability inside each mask; 1 for an empty one, so that objectness decides."""
     if len(logits) == 0:

@@ -51,7 +51,7 @@ class Record:
         class_id, class_score = -1, 0.0
         if self.class_sum:
             class_id = int(np.argmax(self.class_sum))
-            class_score = self.class_sum[class_id] / self.hits
+            class_score = self.class_sum[class_id] / sum(self.class_sum)  # each frame adds probabilities of sum 1
         return Track(
             track_id=self.track_id,
             mask=mask,

@@ -1,6 +1,7 @@
 """`Stream`: frames in, tracks out. Owns ids, prompts and the state; its size never grows with the stream."""
 
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ausm.assemble import (
     Geometry,
+    duplicates,
     exclusive,
     full_size_masks,
     keep_detections,
@@ -17,9 +19,10 @@ from ausm.assemble import (
     resize_image,
     resize_prompts,
 )
+from ausm.checks import check_image, check_masks, check_size
 from ausm.class_names import CLASS_NAMES
 from ausm.config import DYNAMIC_FIELDS, StreamConfig
-from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
+from ausm.errors import AusmError, SizeError
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
@@ -27,6 +30,7 @@ from ausm.records import Record, Roster
 from ausm.state import StreamState
 from ausm.tracks import Source, StepOutput, Track, TrackState
 
+SNAPSHOT = ("_frame", "_geometry", "_state", "_M", "_masks", "_waiting", "_removed", "_current")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,10 +51,8 @@ class Stream:
         if precision not in PRECISIONS:
             raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
         config = config or StreamConfig()
-        heads = model.pixel_decoder.class_heads
-        if config.head is not None and config.head not in heads:
-            raise AusmError(f"no class head {config.head!r}; this model has {sorted(heads)}")
         self.model = model
+        self._check_head(config.head)
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed
         self.capacity = min(config.capacity or model.config.N_id, model.config.N_id)
@@ -85,6 +87,14 @@ class Stream:
         """Bytes of the recurrent state; constant after the first frame (0 before it)."""
         return self._state.nbytes if self._state is not None else 0
 
+    @property
+    def last_predictions(self) -> tuple[Predictions, Geometry] | None:
+        """What the model said of the last frame, weak detections included; `ausm.prompts` chooses among it.
+
+        None before the first frame and after `load_state_dict`.
+        """
+        return (self._out, self._geometry) if self._out is not None and self._geometry is not None else None
+
     # --- the step -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -94,17 +104,19 @@ class Stream:
         Raises ImageError for another type or shape, SizeError if the size differs from the running stream's or from a
         waiting prompt's; on an error nothing has changed.
         """
-        self._check_image(image)
+        check_image(image)
+        self._check_size("image", image.shape[0], image.shape[1])
         with self._autocast():
             if self._state is None:
                 self._start(image.shape[0], image.shape[1])
-            self.absorb()
+            if not self._state.absorbed:
+                self.model.absorb(self._state, self._slots(), self._M)
             inner = torch.from_numpy(resize_image(image, self._geometry)).to(self._device)
-            out = self.model.predict(self._state, inner, self._slots())
-            self._saved = None
+            self._out = None  # frees its memory for the next one
+            self._out = self.model.predict(self._state, inner, self._slots())
             self._frame += 1
             self._removed = []
-            self._update(out)
+            self._update(self._out)
             if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
                 waiting, self._waiting = self._waiting, {}
                 records = [self._roster.by_id(i) for i in waiting]
@@ -117,12 +129,15 @@ class Stream:
         """Take the last frame's masks into the state now instead of at the next `step` (Alg. 1 l. 11-12).
 
         Call it while waiting for the next image to take marker and compressor off its latency. A prompt or removal made
-        after it restores the state from a copy, so nothing is lost.
+        after it restores the state from a copy (a second `state_bytes`, allocated once), so nothing is lost.
         """
         if self._state is None or self._state.absorbed:
             return
-        with self._autocast():
+        if self._saved is None:
             self._saved = self._state.clone()
+        self._saved.copy_from(self._state)
+        self._saved_frame = self._frame
+        with self._autocast():
             self.model.absorb(self._state, self._slots(), self._M)
 
     # --- prompts ------------------------------------------------------------------------------------------------
@@ -137,7 +152,8 @@ class Stream:
         the same thing (mask overlap above `dedupe_iou`) give way to a new one. Returns the n public ids.
         Raises SizeError, EmptyMaskError, UnknownIdError, CapacityError; on an error nothing has changed.
         """
-        masks = self._check_masks(masks)
+        masks = check_masks(masks)
+        self._check_size("mask", masks.shape[1], masks.shape[2])
         n = len(masks)
         names = list(names) if names is not None else [""] * n
         if len(names) != n or (track_ids is not None and len(track_ids) != n):
@@ -180,7 +196,9 @@ class Stream:
         self._frame = -1
         self._geometry: Geometry | None = None
         self._state: StreamState | None = None
-        self._saved: StreamState | None = None  # from before an early `absorb`
+        self._saved: StreamState | None = None  # from before an early `absorb`, taken at frame `_saved_frame`
+        self._saved_frame = -1
+        self._out: Predictions | None = None
         self._M = torch.zeros(0, 1, 1, dtype=torch.bool, device=self._device)  # (K, h, w), one row per record
         self._masks = np.zeros((0, 1, 1), bool)  # (K, H, W), one row per record
         self._waiting: dict[int, np.ndarray] = {}  # prompts made before the first frame, by track id: M_0 of Alg. 1
@@ -192,7 +210,13 @@ class Stream:
         fixed = sorted(set(changes) - DYNAMIC_FIELDS)
         if fixed:
             raise AusmError(f"cannot change {fixed} while the stream runs; can: {sorted(DYNAMIC_FIELDS)}")
-        self.config = replace(self.config, **changes)
+        config = replace(self.config, **changes)
+        self._check_head(config.head)
+        if config.head != self.config.head:  # probabilities of two heads cannot be summed
+            for record in self._roster.records:
+                record.class_sum = []
+        self.config = config
+        self._roster.slots.cool_down = config.cool_down
 
     @torch.inference_mode()
     def wipe_state(self) -> None:
@@ -207,42 +231,18 @@ class Stream:
     @torch.inference_mode()
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future of the stream, as copies; bit-exact with `load_state_dict`."""
-        return {
-            "frame": self._frame,
-            "roster": self._roster.state_dict(),
-            "geometry": self._geometry,
-            "state": self._state.clone() if self._state is not None else None,
-            "saved": self._saved.clone() if self._saved is not None else None,
-            "M": self._M.clone(),
-            "masks": self._masks.copy(),
-            "waiting": {i: m.copy() for i, m in self._waiting.items()},
-            "removed": list(self._removed),
-            "current": self._current,
-        }
+        parts = {name: deepcopy(getattr(self, name)) for name in SNAPSHOT}
+        return {**parts, "roster": self._roster.state_dict(), "saved": deepcopy(self._saved) if self._can_undo() else None}
 
     @torch.inference_mode()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot of a stream of the same model, capacity and seed."""
-        self._frame = state["frame"]
+        for name in SNAPSHOT:
+            setattr(self, name, deepcopy(state[name]))
         self._roster.load_state_dict(state["roster"])
-        self._geometry = state["geometry"]
-        self._state = state["state"].clone() if state["state"] is not None else None
-        self._saved = state["saved"].clone() if state["saved"] is not None else None
-        self._M = state["M"].clone()
-        self._masks = state["masks"].copy()
-        self._waiting = dict(state["waiting"])
-        self._removed = list(state["removed"])
-        self._current = state["current"]
+        self._saved, self._saved_frame, self._out = deepcopy(state["saved"]), self._frame, None
 
     # --- checks -------------------------------------------------------------------------------------------------
-
-    def _check_image(self, image: np.ndarray) -> None:
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            what = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ImageError(f"an image is (H, W, 3) uint8 RGB, got {what}")
-        if min(image.shape[:2]) < 8:
-            raise ImageError(f"image {image.shape[0]}x{image.shape[1]}: the smallest is 8x8")
-        self._check_size("image", image.shape[0], image.shape[1])
 
     def _check_size(self, what: str, height: int, width: int) -> None:
         if self._geometry is not None:
@@ -251,19 +251,12 @@ class Stream:
             expected, whose = next(iter(self._waiting.values())).shape, "waiting prompt"
         else:
             return
-        if (height, width) != expected:
-            raise SizeError(f"{what} {height}x{width}, {whose} {expected[0]}x{expected[1]}")
+        check_size(what, (height, width), whose, expected)
 
-    def _check_masks(self, masks: np.ndarray) -> np.ndarray:
-        if not isinstance(masks, np.ndarray) or masks.ndim != 3 or len(masks) == 0:
-            what = f"{masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
-            raise SizeError(f"masks are (n, H, W) bool with n >= 1, got {what}")
-        masks = masks.astype(bool)
-        self._check_size("mask", masks.shape[1], masks.shape[2])
-        empty = [i for i, m in enumerate(masks) if not m.any()]
-        if empty:
-            raise EmptyMaskError(f"masks {empty} of {len(masks)} have no object pixel")
-        return masks
+    def _check_head(self, head: str | None) -> None:
+        heads = self.model.pixel_decoder.class_heads
+        if head is not None and head not in heads:
+            raise AusmError(f"no class head {head!r}; this model has {sorted(heads)}")
 
     # --- inside a step ------------------------------------------------------------------------------------------
 
@@ -364,14 +357,8 @@ class Stream:
         """Discovered objects that a new prompt shows: more than `dedupe_iou` mask IoU on the last frame."""
         if self._frame < 0:
             return []
-        found = []
-        for record, own in zip(self._roster.records, self._masks, strict=True):
-            if not record.pinned and own.any():
-                inter = (masks & own).sum((1, 2))
-                union = (masks | own).sum((1, 2))
-                if (inter > self.config.dedupe_iou * union).any():
-                    found.append(record)
-        return found
+        same = duplicates(self._masks, masks, self.config.dedupe_iou)
+        return [r for r, is_same in zip(self._roster.records, same, strict=True) if is_same and not r.pinned]
 
     def _overwrite(self, records: list[Record], masks: np.ndarray) -> None:
         """M_t := m for these objects (A2); other objects lose the pixels."""
@@ -388,8 +375,12 @@ class Stream:
 
     def _undo_absorb(self) -> None:
         """M_t is about to change: take back an early `absorb` of it."""
-        if self._saved is not None and self._frame >= 0 and self._state is not None and self._state.absorbed:
+        if self._can_undo():
             self._state.copy_from(self._saved)
+
+    def _can_undo(self) -> bool:
+        fresh = self._saved is not None and self._saved_frame == self._frame
+        return fresh and self._state is not None and self._state.absorbed
 
     def _publish(self) -> None:
         """Rebuild `current` from records and masks, highest score first."""

@@ -1,0 +1,34 @@
+"""What a stream refuses before it changes anything."""
+
+import numpy as np
+
+from ausm.errors import EmptyMaskError, ImageError, SizeError
+
+MIN_SIDE = 8  # pixels: one token
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises ImageError unless `image` is (H, W, 3) uint8 with both sides at least 8 pixels."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ImageError(f"an image is (H, W, 3) uint8 RGB, got {what}")
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ImageError(f"image {image.shape[0]}x{image.shape[1]}: the smallest is {MIN_SIDE}x{MIN_SIDE}")
+
+
+def check_masks(masks: np.ndarray) -> np.ndarray:
+    """Prompt masks as (n, H, W) bool. Raises SizeError for another shape, EmptyMaskError for one without a pixel."""
+    if not isinstance(masks, np.ndarray) or masks.ndim != 3 or len(masks) == 0:
+        what = f"{masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
+        raise SizeError(f"masks are (n, H, W) bool with n >= 1, got {what}")
+    masks = masks.astype(bool)
+    empty = [i for i, m in enumerate(masks) if not m.any()]
+    if empty:
+        raise EmptyMaskError(f"masks {empty} of {len(masks)} have no object pixel")
+    return masks
+
+
+def check_size(what: str, size: tuple[int, int], whose: str, expected: tuple[int, int]) -> None:
+    """Raises SizeError with both sizes unless they agree."""
+    if size != expected:
+        raise SizeError(f"{what} {size[0]}x{size[1]}, {whose} {expected[0]}x{expected[1]}")
