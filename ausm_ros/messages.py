@@ -4,9 +4,10 @@ import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from sensor_msgs.msg import Image, RegionOfInterest
+from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from ausm.image_encodings import decode_compressed, decode_image
@@ -44,6 +45,12 @@ def to_rle(mask: np.ndarray) -> Rle:
     """(H, W) bool to run lengths inside its own box."""
     box, runs = encode_rle(mask)
     return Rle(roi=to_roi(box), runs=array.array("I", runs))  # rclpy assigns an array at once, a list value by value
+
+
+def to_png(mask: np.ndarray) -> CompressedImage:
+    """(H, W) bool as a PNG: unlike run lengths it carries the size of its image, which the node then checks."""
+    data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    return CompressedImage(format="png", data=array.array("B", data.tobytes()))
 
 
 def to_mask(rle: Rle, height: int, width: int) -> np.ndarray:

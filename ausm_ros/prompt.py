@@ -24,7 +24,7 @@ from sensor_msgs.msg import RegionOfInterest
 from ausm.errors import AusmError
 from ausm.masks import read_prompt_png
 from ausm.tracks import Source, TrackState
-from ausm_ros.messages import to_duration, to_ns, to_rle
+from ausm_ros.messages import to_duration, to_ns, to_png
 from ausm_ros.msg import Prompt
 from ausm_ros.prompts import Code
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
@@ -85,7 +85,7 @@ def make_prompts(options: argparse.Namespace) -> list[Prompt]:
         several = options.name and len(masks) > 1
         names = [f"{options.name}{v}" for v in values] if several else [options.name] * len(masks)
         return [
-            Prompt(type=Prompt.MASK_RLE, rle=to_rle(mask), name=name, track_id=options.track_id)
+            Prompt(type=Prompt.MASK_PNG, png=to_png(mask), name=name, track_id=options.track_id)
             for mask, name in zip(masks, names, strict=True)
         ]
     if options.box is not None:

@@ -58,7 +58,7 @@ class Session:
     """Owned by the worker thread. Invariant: an id means one object within one epoch, and the epoch only ever grows."""
 
     def __init__(self, make_stream: Callable[[], "Stream"], epoch: int = 0) -> None:
-        """make_stream: a new stream on the shared weights, called once; epoch: the last one used before this session."""
+        """make_stream: a new stream on the shared weights; epoch: the last one used before this session."""
         self.stream = make_stream()
         self.epoch = epoch
         self._size: tuple[int, int] | None = None

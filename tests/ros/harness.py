@@ -85,11 +85,14 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class Process:
     """A program of ours in a process of its own, its output kept."""
 
-    def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, program: str, arguments: Sequence[str] = ()) -> None:
+        """program: a module, or a script in this folder by its name with .py."""
         self.lines: list[str] = []
+        run = [str(Path(__file__).with_name(program))] if program.endswith(".py") else ["-m", program]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *run, *arguments],
             cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -300,6 +303,19 @@ class Robot:
     def describe(self, *names: str) -> Any:
         request = DescribeParameters.Request(names=list(names))
         return self.call(DescribeParameters, "describe_parameters", request).descriptors
+
+
+@contextmanager
+def camera_process(
+    topic: str, rate: int = 10, size: tuple[int, int] = SIZE, reliable: bool = True
+) -> Iterator[Process]:
+    """A camera as a process."""
+    policy = "reliable" if reliable else "best_effort"
+    process = Process("camera_process.py", [topic, str(rate), str(size[0]), str(size[1]), policy])
+    try:
+        yield process
+    finally:
+        process.stop()
 
 
 @contextmanager

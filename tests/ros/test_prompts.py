@@ -1,4 +1,4 @@
-"""The checks of prompts on plain objects, without ROS: every refusal, and any input at all gives a mask or a refusal."""
+"""The checks of prompts on plain objects, without ROS: every refusal, and that any input gives one or a mask."""
 
 import array
 import io
@@ -34,12 +34,12 @@ def roi(x: int = 0, y: int = 0, width: int = 0, height: int = 0) -> Message:
 
 def prompt(**fields: object) -> Message:
     """A `msg/Prompt` with every field, as ROS fills them in."""
-    empty = dict(
-        name="", track_id=0, type=1,
-        mask=Message(height=0, width=0, step=0, encoding="", data=b""),
-        rle=Message(roi=roi(), runs=[]), png=Message(format="", data=b""), box=roi(),
-        point_x=[], point_y=[], point_labels=[],
-    )  # fmt: skip
+    empty = {
+        "name": "", "track_id": 0, "type": 1,
+        "mask": Message(height=0, width=0, step=0, encoding="", data=b""),
+        "rle": Message(roi=roi(), runs=[]), "png": Message(format="", data=b""), "box": roi(),
+        "point_x": [], "point_y": [], "point_labels": [],
+    }  # fmt: skip
     return Message(**{**empty, **fields})
 
 

@@ -1,0 +1,288 @@
+"""The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted_stream import ScriptedStream
+
+from ausm.errors import ImageError
+from ausm_ros.counts import CameraCounts
+from ausm_ros.prompts import Code, ObjectPrompt
+from ausm_ros.session import Session
+from ausm_ros.worker import QUEUE, CameraTask, Mailbox, Pending, PromptRequest, Report, Worker, is_out_of_memory
+
+SIZE = (8, 12)
+
+
+class Bench:
+    """A worker with one or more cameras; messages are (H, W, 3) arrays, or an exception to raise in the decoder."""
+
+    def __init__(self, cameras: int = 1, policy: str = "latest") -> None:
+        self.reports: list[tuple[str, Report]] = []
+        self.errors: list[tuple[str, str]] = []
+        self.fatal: list[str] = []
+        self.streams: list[ScriptedStream] = []
+        self.tasks = [self._task(f"camera{k}", policy) for k in range(cameras)]
+        self.worker = Worker(self.tasks, self.fatal.append)
+        self.stamp = 1_000
+
+    def _task(self, name: str, policy: str) -> CameraTask:
+        def make() -> Any:
+            self.streams.append(ScriptedStream())
+            return self.streams[-1]
+
+        def decode(message: Any) -> np.ndarray:
+            if isinstance(message, Exception):
+                raise message
+            return np.asarray(message)
+
+        session = Session(make)
+        session.new_epoch()
+        return CameraTask(
+            name, session, policy, decode, lambda report: self.reports.append((name, report)),
+            lambda kind, text: self.errors.append((kind, text)), CameraCounts(),
+        )  # fmt: skip
+
+    def put(self, message: Any = None, task: int = 0, stamp: int = 0, jump: bool = False) -> int:
+        self.stamp = stamp or self.stamp + 1_000
+        message = np.zeros((*SIZE, 3), np.uint8) if message is None else message
+        displaced = self.tasks[task].mailbox.put(Pending(message, self.stamp, time.monotonic(), jump))
+        self.tasks[task].counts.drop("replaced", displaced)
+        self.worker.notify()
+        return self.stamp
+
+    def wait(self, condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, (self.errors, self.fatal)
+            time.sleep(0.001)
+
+    def show(self, **options: Any) -> Report:
+        number = len(self.reports)
+        self.put(**options)
+        self.wait(lambda: len(self.reports) > number)
+        return self.reports[-1][1]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    made.worker.start()
+    yield made
+    made.worker.stop()
+    assert not made.fatal
+
+
+def prompt(**fields: Any) -> ObjectPrompt:
+    mask = np.zeros(SIZE, np.bool_)
+    mask[2:5, 3:8] = True
+    return ObjectPrompt(**{"mask": mask, **fields})
+
+
+def test_mailbox_keeps_the_newest_and_hands_a_jump_on() -> None:
+    box = Mailbox(1)
+    assert box.put(Pending("a", 1, 0.0, jump=True)) == 0
+    assert box.put(Pending("b", 2, 0.0)) == 1
+    taken = box.take()
+    assert taken is not None and taken.message == "b" and taken.jump
+    assert box.take() is None
+    queue = Mailbox(QUEUE)
+    assert sum(queue.put(Pending(k, k, 0.0)) for k in range(QUEUE + 3)) == 3
+    first = queue.take()
+    assert first is not None and first.message == 3
+
+
+def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:
+    bench.streams[0].slow = 0.2
+    bench.put()
+    bench.wait(lambda: bench.tasks[0].mailbox.since() is None)  # the first is being processed
+    for _ in range(5):
+        last = bench.put()
+    bench.wait(lambda: len(bench.reports) == 2)
+    assert bench.reports[1][1].snapshot.stamp == last
+    assert sum(report.dropped for _, report in bench.reports) == 4
+
+
+def test_policy_every_keeps_the_order() -> None:
+    bench = Bench(policy="every")
+    stamps = [bench.put() for _ in range(10)]
+    bench.worker.start()
+    bench.wait(lambda: len(bench.reports) == 10)
+    bench.worker.stop()
+    assert [r.snapshot.stamp for _, r in bench.reports] == stamps
+
+
+def test_two_cameras_take_turns() -> None:
+    bench = Bench(cameras=2)
+    bench.streams[0].slow = bench.streams[1].slow = 0.01
+    bench.worker.start()
+    for _ in range(5):
+        number = len(bench.reports)
+        bench.put(task=0)
+        bench.put(task=0)
+        bench.put(task=1)
+        bench.wait(lambda n=number: len(bench.reports) >= n + 2 and not any(t.has_work() for t in bench.tasks))
+    bench.worker.stop()
+    names = [name for name, _ in bench.reports]
+    assert names.count("camera1") == 5 and names.count("camera0") >= 5
+
+
+def test_unreadable_image_is_counted_and_the_stream_goes_on(bench: Bench) -> None:
+    bench.put(ImageError("encoding 'x'"))
+    bench.wait(lambda: bench.errors)
+    report = bench.show()
+    assert bench.errors == [("unreadable", "encoding 'x'")] and report.dropped == 1
+    assert bench.tasks[0].counts.totals(["unreadable", "processed"]) == {"unreadable": 1, "processed": 1}
+
+
+def test_size_change_resets_or_is_rejected(bench: Bench) -> None:
+    epoch = bench.show().snapshot.epoch
+    other = np.zeros((16, 20, 3), np.uint8)
+    report = bench.show(message=other)
+    assert report.snapshot.epoch == epoch + 1 and report.output.frame_index == 0
+    bench.tasks[0].on_size_change = "reject"
+    bench.put()
+    bench.wait(lambda: bench.errors)
+    assert bench.errors[0][0] == "wrong_size" and "8x12" in bench.errors[0][1] and "16x20" in bench.errors[0][1]
+    assert bench.show(message=other).snapshot.epoch == epoch + 1
+
+
+def test_time_jump_resets_or_continues(bench: Bench) -> None:
+    epoch = bench.show().snapshot.epoch
+    report = bench.show(stamp=5, jump=True)
+    assert report.snapshot.epoch == epoch + 1 and report.output.frame_index == 0
+    bench.tasks[0].on_time_jump = "continue"
+    assert bench.show(stamp=2, jump=True).snapshot.epoch == epoch + 1
+
+
+def test_prompt_waits_for_the_next_image_and_comes_back_with_its_stamp(bench: Bench) -> None:
+    request = PromptRequest([prompt(name="cup"), prompt()], atomic=True)
+    bench.show()
+    bench.tasks[0].post_prompts(request)
+    bench.worker.notify()
+    assert len(bench.tasks[0].waiting_prompts) == 2 and not request.future.done()
+    report = bench.show()
+    applied = request.future.result(10)
+    assert applied.stamp == report.snapshot.stamp and [o.track_id for o in applied.outcomes] == [1, 2]
+    assert [t.name for t in report.output.tracks] == ["cup", ""]
+    assert report.snapshot.sightings[1].first == applied.stamp
+    assert bench.tasks[0].waiting_prompts == []
+
+
+def test_prompt_for_the_image_it_stands_on_is_applied_at_once(bench: Bench) -> None:
+    stamp = bench.show().snapshot.stamp
+    request = PromptRequest([prompt()], atomic=True, stamp=stamp)
+    bench.tasks[0].post_prompts(request)
+    bench.worker.notify()
+    assert request.future.result(10).stamp == stamp
+
+
+def test_prompt_for_a_later_stamp_waits_for_it(bench: Bench) -> None:
+    bench.show()
+    request = PromptRequest([prompt()], atomic=True, stamp=bench.stamp + 1_500)
+    bench.tasks[0].post_prompts(request)
+    bench.show()
+    assert not request.future.done()
+    assert bench.show().snapshot.stamp == request.future.result(10).stamp
+
+
+def test_reset_refuses_prompts_of_the_old_epoch(bench: Bench) -> None:
+    bench.show()
+    request = PromptRequest([prompt()], atomic=True, stamp=bench.stamp + 10**9)
+    bench.tasks[0].post_prompts(request)
+    bench.tasks[0].post(lambda: bench.tasks[0].reset("resets"))
+    bench.worker.notify()
+    assert request.future.result(10).outcomes[0].code == Code.STALE_STAMP
+
+
+def test_withdrawn_prompt_leaves_no_trace(bench: Bench) -> None:
+    request = PromptRequest([prompt()], atomic=True)
+    bench.tasks[0].post_prompts(request)
+    assert request.future.cancel()
+    assert bench.show().output.tracks == ()
+
+
+def test_mixed_prompts_are_undone_together_or_applied_apart(bench: Bench) -> None:
+    bench.show()
+    first = PromptRequest([prompt(), prompt(), prompt(), prompt()], atomic=True)
+    bench.tasks[0].post_prompts(first)
+    bench.show()
+    moved = np.zeros(SIZE, np.bool_)
+    moved[0, 0] = True
+    again = [prompt(track_id=2, mask=moved), prompt(), prompt()]  # one place is free, two are asked for
+    whole = PromptRequest(again, atomic=True)
+    bench.tasks[0].post_prompts(whole)
+    report = bench.show()
+    assert [o.code for o in whole.future.result(10).outcomes] == [Code.CAPACITY_EXCEEDED] * 3
+    assert len(report.output.tracks) == 4 and not (report.output.tracks[1].mask == moved).all()
+    parts = PromptRequest(again, atomic=False)
+    bench.tasks[0].post_prompts(parts)
+    report = bench.show()
+    outcomes = parts.future.result(10).outcomes
+    assert [o.code for o in outcomes] == [Code.OK, Code.OK, Code.CAPACITY_EXCEEDED]
+    assert outcomes[0].track_id == 2 and outcomes[0].iou_with_prompt == 0.0  # the object was elsewhere
+    assert (report.output.tracks[1].mask == moved).all() and len(report.output.tracks) == 5
+
+
+def test_not_finite_output_resets_and_is_counted(bench: Bench) -> None:
+    request = PromptRequest([prompt()], atomic=True)
+    bench.tasks[0].post_prompts(request)
+    epoch = bench.show().snapshot.epoch
+    bench.streams[0].nan = True
+    bench.put()
+    bench.wait(lambda: bench.errors)
+    assert "not finite" in bench.errors[0][1]
+    bench.streams[0].nan = False
+    report = bench.show()
+    assert report.snapshot.epoch == epoch + 1 and report.dropped == 1
+    assert bench.tasks[0].counts.totals(["model_errors"]) == {"model_errors": 1}
+
+
+def test_unexpected_errors_reset_and_three_in_a_row_end_it() -> None:
+    bench = Bench()
+    bench.worker.start()
+    bench.streams[0].fail = RuntimeError("boom")
+    bench.put()
+    bench.wait(lambda: bench.errors)
+    bench.streams[0].fail = None
+    assert bench.show().dropped == 1
+    bench.streams[0].fail = RuntimeError("boom")
+    for k in range(3):
+        bench.put()
+        bench.wait(lambda n=k: len(bench.errors) >= n + 2)
+    bench.wait(lambda: bench.fatal)
+    assert "3 errors in a row" in bench.fatal[0] and "boom" in bench.fatal[0]
+    bench.worker.stop()
+
+
+def test_out_of_memory_is_fatal_at_once() -> None:
+    bench = Bench()
+    bench.worker.start()
+    bench.streams[0].fail = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    bench.put()
+    bench.wait(lambda: bench.fatal)
+    bench.worker.stop()
+    assert bench.fatal[0].startswith("out of memory")
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_stop_answers_everybody() -> None:
+    bench = Bench()
+    request = PromptRequest([prompt()], atomic=True)
+    bench.tasks[0].post_prompts(request)
+    call = bench.tasks[0].post(lambda: 1)
+    bench.worker.stop()
+    assert request.future.result(1).outcomes[0].code == Code.NOT_ACTIVE and call.cancelled()
+
+
+def test_removal_and_its_outcomes(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt(), prompt()], atomic=True))
+    bench.show()
+    session = bench.tasks[0].session
+    future = bench.tasks[0].post(lambda: session.remove([1, 7]))
+    bench.worker.notify()
+    assert [o.code for o in future.result(10)] == [Code.OK, Code.UNKNOWN_ID]
+    assert session.snapshot.in_use == 1 and set(session.snapshot.sightings) == {2}
