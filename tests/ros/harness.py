@@ -198,13 +198,18 @@ class Robot:
         return self.node.create_subscription(kind, topic, callback, 10)
 
     def publisher(self, camera: str = "camera", kind: Any = Image, topic: str = "", reliable: bool = True) -> Any:
-        """A publisher the node listens to by now."""
+        """A publisher the node listens to by now, as reliably as it offers."""
         topic = topic or f"/{camera}/image"
         if topic not in self._publishers:
             policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
             self._publishers[topic] = self.node.create_publisher(kind, topic, QoSProfile(depth=1, reliability=policy))
         publisher = self._publishers[topic]
-        wait_until(publisher.get_subscription_count, f"a subscription to {topic}")
+
+        def settled() -> bool:
+            kinds = {i.qos_profile.reliability for i in self.node.get_subscriptions_info_by_topic(topic)}
+            return publisher.get_subscription_count() > 0 and kinds == {publisher.qos_profile.reliability}
+
+        wait_until(settled, f"a subscription to {topic}")
         return publisher
 
     def publisher_count(self, camera: str) -> int:
