@@ -118,8 +118,8 @@ def prepare(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load(out: Path, rss: list[int]) -> Recording:
-    """What player and recorder left in `out`. rss: resident bytes of the node, in the order of time."""
+def load(out: Path, rss: list[tuple[int, int]]) -> Recording:
+    """What player and recorder left in `out`. rss: time [ns] and resident bytes of the node."""
     player, recorder = (json.loads((out / name).read_text()) for name in (PLAYER_LOG, LOG))
     images = [StoredImage(*image) for image in recorder["images"]]
     return Recording(

@@ -3,16 +3,15 @@
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import psutil
 
-from ausm_ros.demo_player import START_SECONDS, DemoError
+from ausm_ros.demo_player import DemoError
 
 if TYPE_CHECKING:
     from ausm_ros.demo import Plan
@@ -25,17 +24,17 @@ STOP_SECONDS = 20.0
 
 
 @contextmanager
-def started(module: str, *arguments: object, stdout: int | None = None) -> Iterator["subprocess.Popen[str]"]:
+def started(module: str, *arguments: object) -> Iterator["subprocess.Popen[bytes]"]:
     """A module of ours as a process; SIGINT at the end, then harder."""
     command = [sys.executable, "-m", f"ausm_ros.{module}", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=stdout, text=True)
+    process = subprocess.Popen(command)
     try:
         yield process
     finally:
         stop(process)
 
 
-def stop(process: "subprocess.Popen[str]") -> None:
+def stop(process: "subprocess.Popen[bytes]") -> None:
     """Asks it to end; kills it when it does not."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
@@ -47,11 +46,10 @@ def stop(process: "subprocess.Popen[str]") -> None:
             continue
 
 
-def run(plan: "Plan", frames: int | None, out: Path) -> list[int]:
+def run(plan: "Plan", frames: int | None, out: Path) -> list[tuple[int, int]]:
     """The whole run; player and recorder leave their files in `out`.
 
-    Returns the resident bytes of the node, ten times a second while the clip played. Raises DemoError when a process
-    fails.
+    Returns the time [ns] and the resident bytes of the node, ten times a second. Raises DemoError when a process fails.
     """
     parameters = [word for parameter in plan.parameters for word in ("-p", parameter)]
     play: list[object] = [
@@ -71,47 +69,22 @@ def run(plan: "Plan", frames: int | None, out: Path) -> list[int]:
     record = ["--out", out, "--camera", CAMERA, "--node", NODE]
     with (
         started("perception_node", "--ros-args", "-p", f"cameras:=[{CAMERA}]", *parameters) as node,
-        started("demo_recorder", *record, stdout=subprocess.PIPE) as recorder,
+        started("demo_recorder", *record) as recorder,
+        started("demo_player", *play) as player,
     ):
-        ready = _first_line(recorder.stdout)
-        _watch(ready.is_set, START_SECONDS, {"node": node, "recorder": recorder}, "the recorder hears the node")
-        resident: list[int] = []
+        resident = []
         usage = psutil.Process(node.pid)
-        with started("demo_player", *play) as player:
-
-            def ended() -> bool:
-                resident.append(usage.memory_info().rss)
-                return player.poll() is not None
-
-            _watch(ended, float("inf"), {"node": node, "recorder": recorder}, "the clip is played")
-            if player.returncode:
-                raise DemoError(f"the player has ended with {player.returncode}")
+        while player.poll() is None:
+            for name, process in (("node", node), ("recorder", recorder)):
+                if process.poll() is not None:
+                    raise DemoError(f"the {name} has ended with {process.returncode} before the clip was played")
+            with suppress(psutil.NoSuchProcess):  # the next turn tells
+                resident.append((time.time_ns(), usage.memory_info().rss))
+            time.sleep(0.1)
+        if player.returncode:
+            raise DemoError(f"the player has ended with {player.returncode}")
         time.sleep(LAST_DIAGNOSTICS)
         stop(recorder)
         if recorder.returncode:
             raise DemoError(f"the recorder has ended with {recorder.returncode}")
     return resident
-
-
-def _first_line(stream: IO[str] | None) -> threading.Event:
-    """Set when the process has printed its first line; its output is read on, so that it never blocks."""
-    seen = threading.Event()
-
-    def read() -> None:
-        for _ in stream or ():
-            seen.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    return seen
-
-
-def _watch(done: Callable[[], bool], seconds: float, needed: "dict[str, subprocess.Popen[str]]", what: str) -> None:
-    """Until `done`. Raises DemoError after that many seconds, or when a process that is needed has ended."""
-    end = time.monotonic() + seconds
-    while not done():
-        for name, process in needed.items():
-            if process.poll() is not None:
-                raise DemoError(f"the {name} has ended with {process.returncode} before {what}")
-        if time.monotonic() > end:
-            raise DemoError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)

@@ -1,7 +1,8 @@
 """Records what a subscriber gets: the InstanceArray messages as a rosbag2, the images as JPEG, the node's diagnostics.
 
 A process of its own (`ausm_ros.demo` starts it): pictures and figures of the demo are made from what arrived here over
-DDS. Prints `ready` when it hears the node; stops at SIGINT or SIGTERM.
+DDS. It subscribes to the images when it hears the node, so whoever finds it among their subscribers can
+begin. Stops at SIGINT or SIGTERM.
 """
 
 import argparse
@@ -53,12 +54,13 @@ class Recorder(Node):
         self._instances = self.create_subscription(
             InstanceArray, f"{node}/{camera}/instances", self._on_instances, reliable, raw=True
         )
-        self.create_subscription(Image, f"{camera}/image", self._on_image, reliable)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
+        self._start = self.create_timer(0.05, lambda: self._listen(f"{camera}/image", reliable))
 
-    def heard(self) -> bool:
-        """The node's publisher is connected."""
-        return self.count_publishers(self._instances.topic_name) > 0
+    def _listen(self, topic: str, qos: QoSProfile) -> None:
+        if self.count_publishers(self._instances.topic_name):
+            self.create_subscription(Image, topic, self._on_image, qos)
+            self._start.cancel()
 
     def _on_instances(self, data: bytes) -> None:
         self._bag.write(bytes(data), time.time_ns())
@@ -98,12 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         topic = f"{options.node}/{options.camera}/instances"
         with InstanceBagWriter(options.out / BAG, topic) as bag, (options.out / IMAGES).open("wb") as images:
-            recorder, ready = Recorder(options.camera, options.node, bag, images), False
+            recorder = Recorder(options.camera, options.node, bag, images)
             while not stopped:
                 rclpy.spin_once(recorder, timeout_sec=0.1)
-                if not ready and recorder.heard():
-                    ready = True
-                    print("ready", flush=True)
         log = {"images": recorder.images, "diagnostics": recorder.diagnostics}
         (options.out / LOG).write_text(json.dumps(log))
     except (AusmError, OSError) as error:

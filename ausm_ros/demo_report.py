@@ -36,7 +36,7 @@ class Recording(NamedTuple):
     received: list[Received]  # InstanceArray messages in the order of receipt
     images: list[StoredImage]  # images that arrived at the recorder
     diagnostics: list[dict[str, Any]]  # first and last
-    rss: list[int]  # resident bytes of the node while the clip played
+    rss: list[tuple[int, int]]  # time [ns] and resident bytes of the node
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:
@@ -116,13 +116,14 @@ REASONS = {
 
 
 def memory(recording: Recording) -> dict[str, Any]:
-    """State and node memory; constant memory shows as early equal to late."""
+    """Bytes of the model's state and of the node's process, at half of the results and at the end."""
     values = [v for d in recording.diagnostics for n, v in d["status"].items() if n.endswith("ausm: memory")]
     states = [int(v["state_bytes"]) for v in values if "state_bytes" in v]
-    rss = recording.rss
+    begin = recording.received[len(recording.received) // 2].received if recording.received else 0
+    rss = [resident for time_ns, resident in recording.rss if time_ns >= begin]
     return {
         "state_bytes": states[-1] if states else None,
-        "node_rss_bytes": {"middle": rss[len(rss) // 2], "end": rss[-1], "peak": max(rss)} if rss else None,
+        "node_rss_bytes": {"middle": rss[0], "end": rss[-1], "peak": max(r for _, r in recording.rss)} if rss else None,
     }
 
 
