@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from ausm.errors import AusmError
@@ -18,6 +19,7 @@ class Command(NamedTuple):
 
     module: str
     help: str
+    benchmark: str = ""  # for modules that serve several
 
 
 COMMANDS = {
@@ -25,6 +27,10 @@ COMMANDS = {
     "info": Command("ausm.info", "what a checkpoint is: sizes, digest, recipe, data, licence, scores"),
     "eval davis": Command("ausm.evaluate.davis_command", "semi-supervised J and F on DAVIS 2016 or 2017"),
     "eval coco": Command("ausm.evaluate.coco_command", "average precision of instances on single images"),
+    "eval mose": Command("ausm.evaluate.prompted_command", "submission for MOSE, local J and F", "mose"),
+    "eval youtube-vos": Command("ausm.evaluate.prompted_command", "the same for YouTube-VOS", "youtube-vos"),
+    "eval youtube-vis": Command("ausm.evaluate.discovered_command", "submission for YouTube-VIS, AP", "youtube-vis"),
+    "eval ovis": Command("ausm.evaluate.discovered_command", "the same for OVIS", "ovis"),
     "bench stream": Command("bench.stream", "latency and memory of a long stream"),
     "bench train": Command("bench.train", "seconds per iteration of the parallel and the frame-by-frame form"),
     "bench node": Command("bench.node", "latency of the ROS 2 node, image to message"),
@@ -34,9 +40,17 @@ COMMANDS = {
 OWN_PACKAGES = ("ausm", "ausm_ros", "bench", "training")
 
 
+def _is_installed(command: Command) -> bool:
+    try:
+        return find_spec(command.module) is not None
+    except ModuleNotFoundError:  # not even its package
+        return False
+
+
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    commands = {name: command for name, command in COMMANDS.items() if _is_installed(command)}
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
     return "\n".join(["usage: ausm COMMAND [options]     (ausm COMMAND --help for its options)", "", *lines])
 
 
@@ -60,7 +74,7 @@ def _load(name: str, command: Command) -> argparse.ArgumentParser:
         raise AusmError(f"'ausm {name}' needs the Python package {missing}, which is not installed") from error
     parser = argparse.ArgumentParser(prog=f"ausm {name}", description=command.help)
     module.add_arguments(parser)
-    parser.set_defaults(run_command=module.run)
+    parser.set_defaults(run_command=module.run, benchmark=command.benchmark)
     return parser
 
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
-from ausm.errors import AusmError, InputError
+from ausm.errors import InputError
+from ausm.evaluate.manifest import Manifest
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
 from ausm.masks import write_palette_png
 from ausm.metrics.davis import Statistics, make_score
@@ -51,40 +52,16 @@ def read_sequences(argument: str | None, root: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-class Manifest:
-    """What of a run is finished: `manifest.json`, replaced atomically after every sequence."""
+def _to_entry(result: SequenceResult) -> dict[str, Any]:
+    """A result as JSON, with its curves to the last digit."""
+    objects = {str(score.object_id): {"j": score.j, "f": score.f} for score in result.objects}
+    return {"objects": objects, "frames": result.frames, "seconds": result.seconds}
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Raises AusmError when the file is of other settings: results of two models must not mix."""
-        self._path = path
-        self._data: dict[str, Any] = {"settings": settings, "rows": {}}
-        if path.exists():
-            try:
-                data = json.loads(path.read_text())
-                found = data["settings"]
-                data["rows"].items()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise AusmError(f"{path} is not a readable manifest ({error}): choose another --out") from error
-            differing = [f"{k} {found.get(k)} there, {v} now" for k, v in settings.items() if found.get(k) != v]
-            if differing:
-                raise AusmError(f"{path.parent} holds results of another run: {'; '.join(differing)}")
-            self._data = data
 
-    def get(self, row: str, name: str) -> SequenceResult | None:
-        """The stored result of a sequence, exact; None if it is not finished."""
-        entry = self._data["rows"].get(row, {}).get(name)
-        if entry is None:
-            return None
-        objects = tuple(make_score(int(i), curves["j"], curves["f"]) for i, curves in entry["objects"].items())
-        return SequenceResult(name, objects, entry["frames"], entry["seconds"])
-
-    def put(self, row: str, result: SequenceResult) -> None:
-        objects = {str(score.object_id): {"j": score.j, "f": score.f} for score in result.objects}
-        entry = {"objects": objects, "frames": result.frames, "seconds": result.seconds}
-        self._data["rows"].setdefault(row, {})[result.name] = entry
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._data))
-        partial.replace(self._path)
+def _from_entry(name: str, entry: dict[str, Any]) -> SequenceResult:
+    """The inverse of `_to_entry`."""
+    objects = tuple(make_score(int(i), curves["j"], curves["f"]) for i, curves in entry["objects"].items())
+    return SequenceResult(name, objects, entry["frames"], entry["seconds"])
 
 
 def _cells(j: Statistics, f: Statistics, scale: float) -> list[str]:
@@ -131,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
     frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
     digest = weights.sha256(weights.resolve(args.checkpoint))
     settings = {"checkpoint_sha256": digest, "multi": args.multi, "short_side": args.short_side, "seed": args.seed}
-    args.out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(args.out / "manifest.json", settings)
     model = ausm.load(args.checkpoint, device=args.device)
 
@@ -146,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
             done = []
             for name in names:
                 bar.set_postfix_str(f"{row} {name}".strip())
-                stored = manifest.get(row, name)
+                entry = manifest.get(row, name)
+                stored = None if entry is None else _from_entry(name, entry)
                 if stored and not row and not all((args.out / name / f"{f}.png").is_file() for f in frames[name]):
                     stored = None
                 if stored is None:
@@ -154,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
                     on_frame = None if row else write
                     found = davis(model, args.root, [name], args.short_side, on_frame=on_frame, **options)
                     stored = found.sequences[0]
-                    manifest.put(row, stored)
+                    manifest.put(row, name, _to_entry(stored))
                 done.append(stored)
                 bar.update()
             results[row] = DavisResult(tuple(done))

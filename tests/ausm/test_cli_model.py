@@ -96,3 +96,20 @@ def test_corrupt_checkpoint(checkpoint: Path, root: Path, capsys) -> None:
     ):
         assert cli.main(command) == 2
         assert "bad.safetensors (1000 bytes) cannot be read" in capsys.readouterr().err
+
+
+def test_eval_of_prompted_and_discovered_sets(checkpoint: Path, root: Path, capsys) -> None:
+    common = ["--root", str(root), "--checkpoint", str(checkpoint), "--short-side", "64", "--device", "cpu"]
+    assert cli.main(["eval", "mose", "--out", str(root / "m"), *common]) == 0
+    figures = last_line(capsys)
+    assert figures["objects"] == 1 and 0 <= figures["J"] <= 100
+    names = [f"noise/{i:05d}.jpg" for i in range(4)]
+    video = {"id": 1, "height": 64, "width": 96, "length": 4, "file_names": names}
+    table = {"videos": [video], "categories": [{"id": c, "name": str(c)} for c in range(1, 81)], "annotations": []}
+    (root / "instances.json").write_text(json.dumps(table))
+    classes = ["--head", "coco", "--score-threshold", "0.01", "--repeat"]
+    assert cli.main(["eval", "youtube-vis", "--out", str(root / "v"), *common, *classes]) == 0
+    assert last_line(capsys)["AP"] is None
+    rows = json.loads((root / "v/results.json").read_text())
+    assert rows and all(1 <= row["category_id"] <= 80 and 0 <= row["score"] <= 1 for row in rows)
+    assert all(len(row["segmentations"]) == 4 for row in rows)
