@@ -1,0 +1,119 @@
+"""One simulated clip from its settings and its number: the unit of work of a worker process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from training.sim_camera import Lens
+from training.sim_occlusion import occlusion_scene, target_span
+from training.sim_render import SimFrame, render_frames
+from training.sim_scene import SCENES, Stock, draw_focal, draw_world
+from training.sim_store import clip_path, write_clip
+from training.sim_textures import TextureBank, list_photos
+from training.sim_world import SimulatorError, pybullet_data_folder
+
+SCENARIOS = ("mixed", *SCENES, "occlusion")
+OCCLUSION_SHARE = 0.12  # of the clips of the "mixed" scenario
+ATTEMPTS = 25  # scenes tried until one hides its target as long as asked
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a clip, beside its number."""
+
+    seed: int
+    height: int
+    width: int
+    frames: int  # per clip
+    rate: float  # Hz; 0 draws 8 to 30 Hz for every clip
+    scenario: str  # one of SCENARIOS
+    objects: tuple[int, int]  # first and last random mesh
+    backgrounds: tuple[str, ...]  # folders of photos
+
+
+class Film(NamedTuple):
+    """A scene ready to be rendered: its frames to come, the lens, and what is known about it."""
+
+    frames: Iterator[SimFrame]
+    lens: Lens
+    rate: float  # Hz
+    classes: dict[int, str]  # instance id -> class name
+    about: dict[str, Any]
+
+
+class Clip(NamedTuple):
+    """A film with its frames rendered."""
+
+    frames: list[SimFrame]
+    lens: Lens
+    rate: float
+    classes: dict[int, str]
+    about: dict[str, Any]
+
+
+def stock_of(settings: Settings) -> Stock:
+    """Textures and meshes to draw from. A missing background folder raises InputError."""
+    photos = list_photos([Path(folder) for folder in settings.backgrounds])
+    return Stock(TextureBank(photos), pybullet_data_folder(), settings.objects)
+
+
+@contextmanager
+def filming(settings: Settings, number: int, attempt: int = 0) -> Iterator[Film]:
+    """A film of clip `number` whose frames are rendered as they are taken; the scene closes with the context."""
+    cv2.setNumThreads(1)  # frames are small; threads would only fight with the other workers
+    stock = stock_of(settings)
+    seed = [settings.seed, number, attempt]
+    rng = np.random.default_rng(seed)
+    lens = Lens(settings.height, settings.width, draw_focal(rng, settings.width))
+    rate = settings.rate or float(np.round(rng.uniform(8, 30), 1))
+    kind = settings.scenario
+    if kind == "mixed":
+        shares = {name: share * (1 - OCCLUSION_SHARE) for name, (_, share) in SCENES.items()}
+        kind = str(rng.choice([*shares, "occlusion"], p=[*shares.values(), OCCLUSION_SHARE]))
+    about: dict[str, Any] = {"kind": kind, "seed": seed, "rate": rate, "focal": lens.focal}
+    with draw_world(rng) as world:
+        if kind == "occlusion":
+            scene, about["way"] = occlusion_scene(rng, stock, world, settings.frames, rate, lens)
+        else:
+            scene = SCENES[kind][0](rng, stock, world, settings.frames / rate)
+        classes = {actor.instance_id: actor.class_name for actor in world.actors}
+        yield Film(render_frames(scene, lens, settings.frames, rate, [*seed, 1]), lens, rate, classes, about)
+
+
+def make_clip(settings: Settings, number: int) -> Clip:
+    """Clip `number` of a set: always the same for the same settings and number.
+
+    An occlusion clip (except as part of "mixed") is drawn again until its target is truly hidden as planned;
+    SimulatorError after 25 tries.
+    """
+    for attempt in range(ATTEMPTS if settings.scenario == "occlusion" else 1):
+        with filming(settings, number, attempt) as film:
+            clip = Clip(list(film.frames), film.lens, film.rate, film.classes, film.about)
+        if settings.scenario != "occlusion":
+            return clip
+        span = target_span(np.stack([frame.labels for frame in clip.frames]))
+        if span is not None:
+            clip.about.update(target=1, hidden=list(span))
+            return clip
+    raise SimulatorError(
+        f"clip {number} of seed {settings.seed}: no scene of {ATTEMPTS} hides its target for 5 to 30 of "
+        f"{settings.frames} frames and shows it long enough before and after; use longer clips (60 frames do)"
+    )
+
+
+def write_numbered_clip(settings: Settings, root: Path, number: int) -> tuple[int, int]:
+    """Make clip `number` and write it into the store at `root`; returns (number, bytes)."""
+    clip = make_clip(settings, number)
+    images, labels = [f.image for f in clip.frames], [f.labels for f in clip.frames]
+    return number, write_clip(clip_path(root, number), images, labels, {**clip.about, "classes": clip.classes})
+
+
+def as_record(settings: Settings) -> dict[str, Any]:
+    """The settings as they are written beside a set, to know it again."""
+    record = asdict(settings)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
