@@ -43,13 +43,23 @@ class Surface:
         if width == 0:
             return None
         size = self.texture.shape[0]
-        to_camera = np.stack([pose.rotation @ self.u, pose.rotation @ self.v, pose.rotation @ self.corner + pose.translation], 1)
-        to_texture = np.diag([size * self.repeat[0], size * self.repeat[1], 1.0]) @ np.linalg.inv(lens.matrix() @ to_camera)
+        to_camera = np.stack(
+            [pose.rotation @ self.u, pose.rotation @ self.v, pose.rotation @ self.corner + pose.translation], 1
+        )
+        to_texture = np.diag([size * self.repeat[0], size * self.repeat[1], 1.0]) @ np.linalg.inv(
+            lens.matrix() @ to_camera
+        )
         to_texture = to_texture @ np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
         painted = cv2.warpPerspective(
-            self.texture, to_texture, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+            self.texture,
+            to_texture,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT,
         )
-        cv2.copyTo(painted, mask[top : top + height, left : left + width], image[top : top + height, left : left + width])
+        cv2.copyTo(
+            painted, mask[top : top + height, left : left + width], image[top : top + height, left : left + width]
+        )
         return np.asarray(mask, bool)
 
 
@@ -75,7 +85,12 @@ def _rectangle(
     """Surface whose texture has an edge of `tile` metres."""
     a, b = np.array(u, float), np.array(v, float)
     return Surface(
-        np.array(corner, float), a, b, texture, (float(np.linalg.norm(a)) / tile, float(np.linalg.norm(b)) / tile), ground
+        np.array(corner, float),
+        a,
+        b,
+        texture,
+        (float(np.linalg.norm(a)) / tile, float(np.linalg.norm(b)) / tile),
+        ground,
     )
 
 
@@ -84,7 +99,7 @@ def draw_room(
 ) -> tuple[Surface, ...]:
     """Surfaces in the order of painting: walls, ceiling, floor, and the table top with its sides.
 
-    light: (3,) unit vector towards the light. reach: half the size of the area with objects, m; all else scales with it.
+    light: (3,) unit vector towards the light. reach: half the size of the area with objects, m, which scales all else.
     table: half its edge in m (its top is z = 0, the floor lies lower); None: objects stand on the floor, z = 0.
     """
     half = reach * rng.uniform(3.0, 9.0)
@@ -107,7 +122,11 @@ def draw_room(
     ceiling = _shaded(bank.surface(rng, size), light, np.array([0, 0, -1.0]))
     room.append(_rectangle([-half, -half, top], [edge, 0, 0], [0, edge, 0], ceiling, tile))
     floor = _shaded(bank.surface(rng, size), light, np.array([0, 0, 1.0]))
-    room.append(_rectangle([-half, -half, ground], [edge, 0, 0], [0, edge, 0], floor, reach * rng.uniform(0.4, 2.5), table is None))
+    room.append(
+        _rectangle(
+            [-half, -half, ground], [edge, 0, 0], [0, edge, 0], floor, reach * rng.uniform(0.4, 2.5), table is None
+        )
+    )
     if table is not None:
         cover = bank.surface(rng, size)
         thick = table * rng.uniform(0.03, 0.12)

@@ -40,8 +40,11 @@ def write_bag(
         image_out, truth_out, info_out, labels_out = (
             writer.add_connection(topic, kind, typestore=store)
             for topic, kind in (
-                (IMAGE_TOPIC, image_type), (TRUTH_TOPIC, image_type), (INFO_TOPIC, info_type), (LABELS_TOPIC, text_type),
-            )  # fmt: skip
+                (IMAGE_TOPIC, image_type),
+                (TRUTH_TOPIC, image_type),
+                (INFO_TOPIC, info_type),
+                (LABELS_TOPIC, text_type),
+            )
         )
 
         def image(header: object, data: NDArray[np.uint8], encoding: str, pixel_bytes: int) -> object:

@@ -99,7 +99,12 @@ class CameraPath:
     roll: float  # rad
     sway: Sway  # m, of the eye
     shake: Sway  # m at the target: where the camera looks
-    glance: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)  # looks away by rad, from s, until s, turning for s
+    glance: tuple[float, float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+    )  # looks away by rad, from s, until s, turning for s
 
     def pose(self, t: float) -> Pose:
         """Pose at time t (s)."""
@@ -120,7 +125,7 @@ class CameraPath:
 
 
 def draw_path(rng: np.random.Generator, target: Floats, distance: float, elevation: tuple[float, float]) -> CameraPath:
-    """A random way to move: a third stands still, the others orbit, dolly, slide, pan or mix these; most sway a little."""
+    """A random way to move: a third stands still, the others orbit, dolly, slide, pan or mix these; most sway."""
     moves = {"orbit": 0.0, "dolly": 0.0, "slide": 0.0, "pan": 0.0, "swing": 0.0, "tilt": 0.0}
     if rng.random() > 0.3:
         for name in rng.choice(list(moves), size=int(rng.integers(1, 4)), replace=False):

@@ -1,4 +1,4 @@
-"""The classes of simulated things: what class id k means in clips and bags made by `ausm simulate` (head name "sim")."""
+"""The classes of simulated things: what class id k means in clips and bags of `ausm simulate` (head name "sim")."""
 
 SIM_HEAD = "sim"
 

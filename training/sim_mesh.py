@@ -39,7 +39,7 @@ def _box_uv(vertices: Floats, normals: Floats) -> Floats:
 
 
 def soup(points: Floats, faces: NDArray[np.int64], uv: Floats | None = None, smooth: bool = False) -> Mesh:
-    """Mesh of `points` (V, 3) and `faces` (F, 3) indices; uv (V, 2) per point, else projected; smooth or flat normals."""
+    """Mesh of `points` (V, 3) and `faces` (F, 3); uv (V, 2) per point, else projected; smooth or flat normals."""
     vertices = points[faces].reshape(-1, 3)
     normals = _flat(vertices.reshape(-1, 3, 3))
     coordinates = _box_uv(vertices, normals) if uv is None else uv[faces].reshape(-1, 2)
@@ -107,7 +107,8 @@ def lathe(profile: Floats, segments: int = 20) -> Mesh:
     angle = np.linspace(0, 2 * np.pi, segments + 1)
     radius, height = profile[:, 0], profile[:, 1]
     points = np.stack(
-        [radius[:, None] * np.cos(angle), radius[:, None] * np.sin(angle), np.repeat(height[:, None], segments + 1, 1)], -1
+        [radius[:, None] * np.cos(angle), radius[:, None] * np.sin(angle), np.repeat(height[:, None], segments + 1, 1)],
+        -1,
     ).reshape(-1, 3)
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(profile, axis=0), axis=1))])
     v = along / along[-1]

@@ -49,9 +49,7 @@ def _can(rng: np.random.Generator) -> Mesh:
 def _bottle(rng: np.random.Generator) -> Mesh:
     h, neck, shoulder = rng.uniform(1.4, 2.4), rng.uniform(0.12, 0.25), rng.uniform(0.5, 0.75)
     body = rng.uniform(0.4, 0.55)
-    return lathe(
-        np.array([[0, 0], [body, 0], [body, shoulder * h], [neck, (shoulder + 0.15) * h], [neck, h], [0, h]])
-    )
+    return lathe(np.array([[0, 0], [body, 0], [body, shoulder * h], [neck, (shoulder + 0.15) * h], [neck, h], [0, h]]))
 
 
 def _bowl(rng: np.random.Generator) -> Mesh:
@@ -75,7 +73,10 @@ def _vehicle(rng: np.random.Generator) -> Mesh:
     cabin, wheel = rng.uniform(0.4, 0.7) * length, rng.uniform(0.16, 0.26)
     tyre = turned(lathe(np.array([[0, -0.07], [wheel, -0.07], [wheel, 0.07], [0, 0.07]]), 14), 1)
     shift = float(rng.uniform(-0.25, 0.1) * length)
-    parts = [(box((length, w, h)), (0, 0, wheel + h / 2), 0), (box((cabin, w * 0.9, h)), (shift, 0, wheel + 1.5 * h), 1)]
+    parts = [
+        (box((length, w, h)), (0, 0, wheel + h / 2), 0),
+        (box((cabin, w * 0.9, h)), (shift, 0, wheel + 1.5 * h), 1),
+    ]
     at = length * 0.32
     parts += [(tyre, (sx * at, sy * w / 2, wheel), 2) for sx in (-1, 1) for sy in (-1, 1)]
     return merged([(m, (float(o[0]), float(o[1]), float(o[2])), c) for m, o, c in parts], 3)
@@ -92,7 +93,14 @@ def _walker(rng: np.random.Generator, name: str, texture: NDArray[np.uint8]) -> 
     swing = float(rng.uniform(0.3, 0.9))
     parts: list[Part] = []
 
-    def add(radii: tuple[float, float, float], hinge: tuple[float, float, float], hang: float, cell: int, turn: float, phase: float) -> None:
+    def add(
+        radii: tuple[float, float, float],
+        hinge: tuple[float, float, float],
+        hang: float,
+        cell: int,
+        turn: float,
+        phase: float,
+    ) -> None:
         mesh = ellipsoid((radii[0] * scale, radii[1] * scale, radii[2] * scale), 12)
         moved = mesh._replace(vertices=mesh.vertices - np.array([0, 0, hang * scale]))
         at = (hinge[0] * scale, hinge[1] * scale, hinge[2] * scale)
@@ -112,7 +120,14 @@ def _walker(rng: np.random.Generator, name: str, texture: NDArray[np.uint8]) -> 
         leg = float(rng.uniform(0.3, 0.5))
         for side in (-1, 1):
             for end in (-1, 1):
-                add((0.1 * thick, 0.09 * thick, leg), (end * 0.5, side * 0.18, 0.0), leg * 0.85, 2, swing, side * end * np.pi / 2)
+                add(
+                    (0.1 * thick, 0.09 * thick, leg),
+                    (end * 0.5, side * 0.18, 0.0),
+                    leg * 0.85,
+                    2,
+                    swing,
+                    side * end * np.pi / 2,
+                )
         base = 1.85 * leg
     return Model(name, tuple(parts), texture, True, base * scale)
 

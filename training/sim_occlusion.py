@@ -68,7 +68,14 @@ def _target_motion(rng: np.random.Generator, stage: Stage, way: str, home: float
         come = stage.back + float(rng.uniform(0.1, 0.5)) * (stage.seconds - stage.back)
         ends = [(middle - 1e-3, stage.spot(edge)), (middle, stage.spot(other))]
         start, stop = (0.0, stage.spot(home)), (come, stage.spot(home))
-        knots = [start, (go, stage.spot(home)), (stage.leave, stage.spot(edge)), *ends, (stage.back, stage.spot(other)), stop]
+        knots = [
+            start,
+            (go, stage.spot(home)),
+            (stage.leave, stage.spot(edge)),
+            *ends,
+            (stage.back, stage.spot(other)),
+            stop,
+        ]
         return _path(knots, turn, float(rng.normal(0, 0.4)))
     hover = Sway.draw(rng, 0.08 * stage.radius, hertz=(0.1, 0.5))
     return _path([(0.0, stage.spot(home)), (1.0, stage.spot(home))], turn, float(rng.normal(0, 0.3)), hover)
@@ -76,9 +83,9 @@ def _target_motion(rng: np.random.Generator, stage: Stage, way: str, home: float
 
 def _behind(rng: np.random.Generator, stage: Stage, turn: Floats) -> tuple[Motion, Motion, float]:
     """The target's motion, the cover's motion and the cover's half width: the target passes behind."""
-    width = stage.radius * float(rng.uniform(1.5, 2.2))  # as seen at the target's depth
-    centre = stage.half_view * float(rng.uniform(-0.25, 0.25))
-    inside, outside = width - 1.05 * stage.radius, width + 1.8 * stage.radius
+    width = stage.radius * float(rng.uniform(1.3, 1.8))  # as seen at the target's depth
+    centre = stage.half_view * float(rng.uniform(-0.15, 0.15))
+    inside, outside = width - 1.05 * stage.radius, width + 1.2 * stage.radius
     start, enter, leave = (centre - stage.side * d for d in (outside, inside, -inside))
     stop = centre + stage.side * outside
     if rng.random() < 0.35:  # it turns back behind the cover: the side it left by says nothing
@@ -119,9 +126,16 @@ def occlusion_scene(
     half_view = DEPTH * lens.width / (2 * lens.focal)
     eye = 1.2 * half_height + 0.4
     stage = Stage(
-        half_view, half_height, eye, eye + half_height * float(rng.uniform(-0.3, 0.2)),
-        half_height * float(rng.uniform(0.2, 0.36)), float(rng.choice([-1, 1])), seconds, middle - hidden / 2, middle + hidden / 2,
-    )  # fmt: skip
+        half_view=half_view,
+        half_height=half_height,
+        eye=eye,
+        level=eye + half_height * float(rng.uniform(-0.3, 0.2)),
+        radius=half_height * float(rng.uniform(0.28, 0.42)),
+        side=float(rng.choice([-1, 1])),
+        seconds=seconds,
+        leave=middle - hidden / 2,
+        back=middle + hidden / 2,
+    )
     room = draw_room(rng, stock.bank, world.light, 2.2 * DEPTH, None)
     model = draw_model(rng, stock.bank, stock.data, stock.objects)
     texture = world.load_texture(model.texture)
@@ -146,12 +160,27 @@ def occlusion_scene(
     sway, shake = Sway.draw(rng, 0.003 * DEPTH), Sway.draw(rng, 0.004 * DEPTH)
     look = np.array([0.0, DEPTH, eye])
     still = CameraPath(
-        look, DEPTH, -np.pi / 2, 0.05, 0.0, 0.0, 0.0, np.zeros(3), 0.0, (0.0, 1.0), float(rng.normal(0, 0.03)), sway, shake, glance
+        look,
+        DEPTH,
+        -np.pi / 2,
+        0.05,
+        0.0,
+        0.0,
+        0.0,
+        np.zeros(3),
+        0.0,
+        (0.0, 1.0),
+        float(rng.normal(0, 0.03)),
+        sway,
+        shake,
+        glance,
     )
     return Scene(world, still, room, False), way
 
 
-def _add_bystanders(rng: np.random.Generator, stock: Stock, world: World, stage: Stage, model: Model, texture: int) -> None:
+def _add_bystanders(
+    rng: np.random.Generator, stock: Stock, world: World, stage: Stage, model: Model, texture: int
+) -> None:
     """1 to 3 look-alikes of the target and up to 2 other things, farther back, in rows above and below its path."""
     others = int(rng.integers(0, 3))
     for k in range(int(rng.integers(1, 4)) + others):

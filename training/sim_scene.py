@@ -19,7 +19,12 @@ from training.sim_world import Actor, Motion, World, axis_quaternion, multiply, 
 Floats = NDArray[np.float64]
 UP = np.array([0.0, 0.0, 1.0])
 ARMS = ("kuka_iiwa/model.urdf", "kuka_iiwa/model.urdf", "xarm/xarm6_robot.urdf")
-ROVERS = (("r2d2.urdf", 0.5), ("racecar/racecar.urdf", 0.0), ("quadruped/minitaur.urdf", 0.2), ("quadruped/spirit40.urdf", 0.3))
+ROVERS = (
+    ("r2d2.urdf", 0.5),
+    ("racecar/racecar.urdf", 0.0),
+    ("quadruped/minitaur.urdf", 0.2),
+    ("quadruped/spirit40.urdf", 0.3),
+)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ class SimClips:
             raise InputError(f"folder of simulated clips {self.root} does not exist")
         self.paths = sorted(self.root.rglob(PATTERN))
         if not self.paths:
-            raise InputError(f"{self.root} holds no simulated clip ({PATTERN}); make some with `ausm simulate --frames`")
+            raise InputError(
+                f"{self.root} holds no simulated clip ({PATTERN}); make some with `ausm simulate --frames`"
+            )
         self._lengths: dict[int, int] = {}
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ Floors and walls are not labelled, so they must not show recognisable things: th
 blurred pieces of a photo. Objects are labelled as a whole, so they may carry any photo.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -129,6 +130,6 @@ class TextureBank:
         """(size, size, 3) of `cells` vertical strips with a skin each (see sim_mesh.merged)."""
         edges = np.linspace(0, size, cells + 1).astype(int)
         image = np.empty((size, size, 3), np.uint8)
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in pairwise(edges):
             image[:, left:right] = cv2.resize(self.skin(rng, size), (right - left, size), interpolation=cv2.INTER_AREA)
         return image

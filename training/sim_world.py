@@ -118,7 +118,9 @@ class World:
         self._p.setTimeStep(1.0 / PHYSICS_HZ, physicsClientId=self._client)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._p.disconnect(self._client)
         self._folder.cleanup()
 
@@ -153,13 +155,19 @@ class World:
             extents[axis] = 0.5
             position = [0.0, 0.0, 0.0]
             position[axis] = sign * (half + 0.5)
-            shape = self._p.createCollisionShape(
-                self._p.GEOM_BOX, halfExtents=extents, physicsClientId=self._client
-            )
+            shape = self._p.createCollisionShape(self._p.GEOM_BOX, halfExtents=extents, physicsClientId=self._client)
             self._add_unseen(shape, position)
 
     def add(
-        self, model: Model, radius: float, position: Floats, turn: Floats, texture: int, motion: Motion | None, gait: float = 0.0, mass: float = 0.2
+        self,
+        model: Model,
+        radius: float,
+        position: Floats,
+        turn: Floats,
+        texture: int,
+        motion: Motion | None,
+        gait: float = 0.0,
+        mass: float = 0.2,
     ) -> Actor:
         """Put a model of bounding `radius` m into the scene; physics moves it unless it has a `motion`.
 
@@ -181,9 +189,16 @@ class World:
             hull = _hull(vertices)
             shape = self._p.createCollisionShape(self._p.GEOM_MESH, vertices=hull.tolist(), physicsClientId=client)
             if visual < 0 or shape < 0:
-                raise SimulatorError(f"PyBullet refused a {model.class_name} of {len(vertices)} vertices (codes {visual}, {shape})")
+                raise SimulatorError(
+                    f"PyBullet refused a {model.class_name} of {len(vertices)} vertices (codes {visual}, {shape})"
+                )
             body = self._p.createMultiBody(
-                0 if motion is not None else mass, shape, visual, basePosition=position.tolist(), baseOrientation=turn.tolist(), physicsClientId=client
+                0 if motion is not None else mass,
+                shape,
+                visual,
+                basePosition=position.tolist(),
+                baseOrientation=turn.tolist(),
+                physicsClientId=client,
             )
             self._p.changeVisualShape(body, -1, textureUniqueId=texture, physicsClientId=client)
             bodies.append((body, part))
@@ -194,11 +209,24 @@ class World:
     def set_contact(self, actor: Actor, friction: float, restitution: float) -> None:
         for body, _ in actor.parts:
             self._p.changeDynamics(
-                body, -1, lateralFriction=friction, restitution=restitution, rollingFriction=0.002, spinningFriction=0.002, physicsClientId=self._client
+                body,
+                -1,
+                lateralFriction=friction,
+                restitution=restitution,
+                rollingFriction=0.002,
+                spinningFriction=0.002,
+                physicsClientId=self._client,
             )
 
     def add_robot(
-        self, file: Path, scale: float, position: Floats, turn: Floats, motion: Motion | None, rng: np.random.Generator, colour: bool
+        self,
+        file: Path,
+        scale: float,
+        position: Floats,
+        turn: Floats,
+        motion: Motion | None,
+        rng: np.random.Generator,
+        colour: bool,
     ) -> Actor:
         """Load a robot whose joints swing at random; fixed in place, or carried along `motion`."""
         client = self._client
@@ -213,12 +241,16 @@ class World:
                 low, high = max(low, -2.0), min(high, 2.0)
                 centre = (low + high) / 2 + rng.uniform(-0.25, 0.25) * (high - low)
                 amplitude = rng.uniform(0.05, 0.25) * (high - low)
-                joints.append((k, float(centre), float(amplitude), float(rng.uniform(0.5, 3.0)), float(rng.uniform(0, 6.3))))
+                joints.append(
+                    (k, float(centre), float(amplitude), float(rng.uniform(0.5, 3.0)), float(rng.uniform(0, 6.3)))
+                )
             if colour:
                 shade = [*rng.uniform(0.1, 1.0, 3), 1.0]
                 self._p.changeVisualShape(body, k, rgbaColor=shade, physicsClientId=client)
         low, high = np.array(self._p.getAABB(body, physicsClientId=client))
-        actor = Actor(self.next_id(), "robot", float(np.linalg.norm(high - low)) / 2, ((body, None),), motion, 0.0, tuple(joints))
+        actor = Actor(
+            self.next_id(), "robot", float(np.linalg.norm(high - low)) / 2, ((body, None),), motion, 0.0, tuple(joints)
+        )
         self.actors.append(actor)
         return actor
 

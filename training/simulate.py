@@ -14,13 +14,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from ausm.errors import AusmError, InputError, SizeError
-from training.sim_clip import SCENARIOS, Settings, as_record, filming, make_clip, stock_of, write_numbered_clip
+from training.sim_clip import SCENARIOS, Settings, as_record, filming, make_clip, scout, stock_of, write_numbered_clip
 from training.sim_store import clip_path
 from training.sim_world import import_pybullet
 
 MANIFEST = "simulation.json"
 SMALLEST, LARGEST = 32, 4096  # px, of either side
-RANDOM_MESHES = 1000
 CLIPS_PER_WORKER = 40  # a worker is replaced after so many clips: PyBullet never frees all of a closed scene
 
 
@@ -33,14 +32,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if not all(SMALLEST <= side <= LARGEST and side % 2 == 0 for side in (height, width)):
         raise SizeError(f"size {height}x{width}: both sides must be even and within {SMALLEST} to {LARGEST} pixels")
     return height, width
-
-
-def parse_objects(text: str) -> tuple[int, int]:
-    """ "0-899" -> (0, 899), the random meshes that may appear."""
-    match = re.fullmatch(r"(\d+)-(\d+)", text)
-    if not match or not int(match[1]) <= int(match[2]) < RANDOM_MESHES:
-        raise InputError(f"objects {text!r} is not FIRST-LAST within 0-{RANDOM_MESHES - 1}")
-    return int(match[1]), int(match[2])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clip-length", type=int, default=16, help="frames per clip (default 16)")
     add("--workers", type=int, default=1, help="processes that render clips (default 1)")
     add("--backgrounds", type=Path, nargs="+", default=[], help="folders of photos to cut textures from")
-    add("--objects", default="0-899", help="random meshes to use; 900-999 are kept for judging (default 0-899)")
+    add("--held-out", action="store_true", help="for judging: meshes and photos that scenes otherwise never show")
     add("--force", action="store_true", help="replace what an earlier run left at --out")
     add("--resume", action="store_true", help="with --frames: make the clips that are still missing")
 
@@ -70,7 +61,7 @@ def _settings(args: argparse.Namespace, frames: int, rate: float, size: str) -> 
     rate = rate if args.rate is None else args.rate
     if rate < 0 or rate > 240 or (args.rate is not None and rate == 0):
         raise InputError(f"rate {rate} Hz is not within 0 (exclusive) to 240")
-    return Settings(args.seed, height, width, frames, rate, args.scenario, parse_objects(args.objects), folders)
+    return Settings(args.seed, height, width, frames, rate, args.scenario, folders, args.held_out)
 
 
 def _clear(path: Path, mark: str, force: bool) -> None:
@@ -105,15 +96,14 @@ def _bag(args: argparse.Namespace) -> None:
             count = write_bag(args.out, clip.frames, clip.classes, clip.lens, clip.rate, args.storage)
             classes = clip.classes
         else:
-            with filming(settings, 0) as film:
+            with filming(settings, 0, scout(settings, 0)) as film:
                 count = write_bag(args.out, film.frames, film.classes, film.lens, film.rate, args.storage)
                 classes = film.classes
     except BaseException:
         shutil.rmtree(args.out, ignore_errors=True)  # no half-written bag is left behind
         raise
-    print(
-        f"{args.out}: {count} frames of {settings.height}x{settings.width} at {settings.rate:g} Hz, {len(classes)} objects"
-    )
+    size = f"{settings.height}x{settings.width}"
+    print(f"{args.out}: {count} frames of {size} at {settings.rate:g} Hz, {len(classes)} objects")
 
 
 def _clips(args: argparse.Namespace) -> None:
