@@ -125,7 +125,7 @@ class Runtime:
         return parts
 
     def _publish(self, outputs: CameraOutputs, report: Report) -> None:
-        outputs.publish(report, self.settings.overlay_max_rate)
+        outputs.publish(report, self.settings)
 
     def _log_error(self, camera: str, counts: CameraCounts, kind: str, text: str) -> None:
         """One line for each kind of error, again only after a minute; all are counted, /diagnostics has the last."""
