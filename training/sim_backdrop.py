@@ -76,7 +76,7 @@ def _clip(corners: Floats) -> Floats:
 
 def _shaded(texture: Image, light: Floats, normal: Floats) -> Image:
     gain = 0.6 + 0.4 * max(0.0, float(light @ normal))
-    return np.clip(texture * gain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(texture * gain, 0, 255), np.uint8)
 
 
 def _rectangle(

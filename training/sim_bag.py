@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def write_bag(
             )
         )
 
-        def image(header: object, data: NDArray[np.uint8], encoding: str, pixel_bytes: int) -> object:
+        def image(header: Any, data: NDArray[np.uint8], encoding: str, pixel_bytes: int) -> Any:
             return types[image_type](
                 header=header, height=lens.height, width=lens.width, encoding=encoding, is_bigendian=0,
                 step=lens.width * pixel_bytes, data=data.reshape(-1),

@@ -78,7 +78,7 @@ def _open_stock(backgrounds: tuple[str, ...], held_out: bool) -> Stock:
 
 def _filled(labels: Sequence[NDArray[np.uint8]]) -> bool:
     """Whether objects cover enough of the view in half of the label maps (H, W)."""
-    return sum(np.count_nonzero(m) >= FILLED * m.size for m in labels) * 2 >= len(labels)
+    return 2 * sum(int(np.count_nonzero(m)) >= FILLED * m.size for m in labels) >= len(labels)
 
 
 @contextmanager

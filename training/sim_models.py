@@ -73,13 +73,13 @@ def _vehicle(rng: np.random.Generator) -> Mesh:
     cabin, wheel = rng.uniform(0.4, 0.7) * length, rng.uniform(0.16, 0.26)
     tyre = turned(lathe(np.array([[0, -0.07], [wheel, -0.07], [wheel, 0.07], [0, 0.07]]), 14), 1)
     shift = float(rng.uniform(-0.25, 0.1) * length)
-    parts = [
+    parts: list[tuple[Mesh, tuple[float, float, float], int]] = [
         (box((length, w, h)), (0, 0, wheel + h / 2), 0),
         (box((cabin, w * 0.9, h)), (shift, 0, wheel + 1.5 * h), 1),
     ]
     at = length * 0.32
     parts += [(tyre, (sx * at, sy * w / 2, wheel), 2) for sx in (-1, 1) for sy in (-1, 1)]
-    return merged([(m, (float(o[0]), float(o[1]), float(o[2])), c) for m, o, c in parts], 3)
+    return merged(parts, 3)
 
 
 def _in_strip(mesh: Mesh, cell: int, cells: int) -> Mesh:

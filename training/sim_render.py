@@ -84,7 +84,7 @@ def render_frames(scene: Scene, lens: Lens, frames: int, rate: float, seed: list
             shadow = cv2.GaussianBlur(scene.world.shadow(small, pose).astype(np.float32), (0, 0), softness)
             shadow = cv2.resize(shadow, (lens.width, lens.height), interpolation=cv2.INTER_LINEAR)
             shade = 1 - np.float32(darkness) * shadow * ground
-            image = cv2.multiply(image, cv2.merge([shade, shade, shade]), dtype=cv2.CV_8U)
+            image = np.asarray(cv2.multiply(image, cv2.merge([shade, shade, shade]), dtype=cv2.CV_8U), np.uint8)
         cv2.copyTo(objects, (labels > 0).astype(np.uint8), image)
         if k == 0:
             photometry = photometry.exposed(image, rng)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -116,18 +117,27 @@ class SimClips:
             raise InputError(f"{self.paths[index].name}: frames {start}..{last} step {stride} asked of {total} frames")
         wanted = range(start, last + 1, stride)
         with self._open(index) as store:
-            images = [cv2.imdecode(b, cv2.IMREAD_COLOR)[..., ::-1] for b in _cut(store, "frame", wanted)]
-            labels = [cv2.imdecode(b, cv2.IMREAD_UNCHANGED) for b in _cut(store, "map", wanted)]
+            images = self._decode(index, store, "frame", wanted, cv2.IMREAD_COLOR)
+            labels = self._decode(index, store, "map", wanted, cv2.IMREAD_UNCHANGED)
         classes = {k: SIM_CLASS_ID[name] for k, name in record["classes"].items()}
-        return np.stack(images).astype(np.uint8), np.stack(labels).astype(np.uint8), classes
+        return np.ascontiguousarray(images[..., ::-1]), labels, classes
 
     def _open(self, index: int) -> Any:
         try:
             return np.load(self.paths[index])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BadZipFile) as error:
             raise InputError(f"simulated clip {self.paths[index]} cannot be read: {error}") from error
 
-
-def _cut(store: Any, name: str, wanted: range) -> list[NDArray[np.uint8]]:
-    data, ends = store[f"{name}s"], store[f"{name}_ends"]
-    return [data[ends[k] : ends[k + 1]] for k in wanted]
+    def _decode(self, index: int, store: Any, name: str, wanted: range, flags: int) -> NDArray[np.uint8]:
+        """The wanted pictures, stacked: (T, H, W, 3) BGR or (T, H, W)."""
+        try:
+            data, ends = store[f"{name}s"], store[f"{name}_ends"]
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"simulated clip {self.paths[index]} is damaged: {error}") from error
+        pictures = []
+        for k in wanted:
+            picture = cv2.imdecode(data[ends[k] : ends[k + 1]], flags)
+            if picture is None:
+                raise InputError(f"simulated clip {self.paths[index]}: {name} {k} cannot be decoded")
+            pictures.append(np.asarray(picture, np.uint8))
+        return np.stack(pictures)

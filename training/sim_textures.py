@@ -72,10 +72,10 @@ def procedural(rng: np.random.Generator, size: int) -> Image:
         mix = np.where(joint, 1.0, 0.12 * _noise(rng, size, 6))
     else:
         mix = (rng.random((size, size)) < rng.uniform(0.05, 0.3)).astype(np.float32)
-        mix = cv2.GaussianBlur(mix, (0, 0), rng.uniform(0.5, 2.0))
+        mix = np.asarray(cv2.GaussianBlur(mix, (0, 0), rng.uniform(0.5, 2.0)), np.float32)
     mix = np.clip(mix, 0, 1)[..., None].astype(np.float32)
     image = a * (1 - mix) + b * mix + rng.normal(0, rng.uniform(0, 6), (size, size, 1)).astype(np.float32)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), np.uint8)
 
 
 class TextureBank:

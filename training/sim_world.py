@@ -313,7 +313,7 @@ class World:
         for actor in self.actors:
             for body, _ in actor.parts:
                 table[body + 1] = actor.instance_id
-        return table[np.asarray(segmentation).reshape(lens.height, lens.width) + 1]
+        return np.asarray(table[np.asarray(segmentation).reshape(lens.height, lens.width) + 1])
 
 
 def _hull(vertices: Floats) -> Floats:
@@ -321,4 +321,4 @@ def _hull(vertices: Floats) -> Floats:
     k = np.arange(HULL_POINTS) + 0.5
     polar, turn = np.arccos(1 - 2 * k / HULL_POINTS), np.pi * (1 + 5**0.5) * k
     directions = np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], 1)
-    return vertices[np.unique((vertices @ directions.T).argmax(0))]
+    return np.asarray(vertices[np.unique((vertices @ directions.T).argmax(0))])
