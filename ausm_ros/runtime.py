@@ -95,7 +95,7 @@ class Runtime:
         )
         self._epochs = epochs
         unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
-        sessions = {c.name: Session(make_stream, epochs.get(c.name, unused)) for c in cameras}
+        sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}
         for session in sessions.values():
             self._warm_up(session)
         self.model_values["configure_s"] = time.monotonic() - started

@@ -9,6 +9,7 @@ import numpy as np
 
 from ausm.errors import AusmError
 from ausm.tracks import Source, StepOutput, Track, TrackState
+from ausm_ros.history import History, Moment
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome, Scene, code_of
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 class Session:
     """Owned by the worker thread. Invariant: an id means one object within one epoch, and the epoch only ever grows."""
 
-    def __init__(self, make_stream: Callable[[], "Stream"], epoch: int = 0) -> None:
-        """make_stream: a new stream on the shared weights; epoch: the last one used before this session."""
+    def __init__(self, make_stream: Callable[[], "Stream"], epoch: int = 0, history: float = 0.0) -> None:
+        """make_stream: a new stream on the shared weights; epoch: the last one used before; history: seconds kept."""
         self.stream = make_stream()
+        self.history = History(history)
         self.epoch = epoch
         self._size: tuple[int, int] | None = None
         self._stamp = 0
@@ -70,6 +72,7 @@ class Session:
     def new_epoch(self) -> int:
         """Forgets all objects and the history; ids start again."""
         self.stream.reset()
+        self.history.clear()
         self.epoch += 1
         self._size, self._stamp, self._sightings = None, 0, {}
         self._publish_snapshot()
@@ -88,18 +91,58 @@ class Session:
         if not all(math.isfinite(t.score) for t in output.tracks):
             raise NotFiniteError(f"frame {output.frame_index}: the model's scores are not finite")
         self._stamp = stamp
+        self._remember(image)
         self._note()
         return output
 
+    def _remember(self, image: np.ndarray) -> None:
+        if self.history.on:
+            state, size = self.stream.state_dict(), self.stream.state_bytes + image.nbytes
+            self.history.add(Moment(self._stamp, image, state, size))
+
     def prompt(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
         """Applies checked prompts to the last stepped image; same order. atomic: all or none."""
+        self.history.clear()
+        return self._prompt_now(prompts, atomic)
+
+    def prompt_at(self, stamp: int, prompts: Sequence[ObjectPrompt], atomic: bool) -> tuple[list[Outcome], int]:
+        """Applies prompts to the image of an earlier stamp and runs the images since then again.
+
+        Returns the outcomes and the stamp they were applied at. That is the present image where the stamp is not held
+        any more, or where running forward would not lead to the objects that are known now: ids keep their meaning.
+        """
+        moments = self.history.from_stamp(stamp)
+        known = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
+        if len(moments) < 2:
+            return self.prompt(prompts, atomic), self._stamp
+        present, sightings, now = self.stream.state_dict(), self._sightings, self._stamp
+        issued = self.stream.ids_issued
+        self.stream.load_state_dict(moments[0].state)
+        if self.stream.ids_issued == issued:  # else the prompt would take an id that was given out since
+            self._stamp = moments[0].stamp
+            outcomes = self._prompt_now(prompts, atomic)
+            if all(o.code == Code.OK for o in outcomes):
+                self.history.clear()
+                for moment in moments[1:]:
+                    self.stream.step(moment.image)
+                    self._stamp = moment.stamp
+                    self._remember(moment.image)
+                    self._note()
+                after = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
+                if known <= after:
+                    return outcomes, moments[0].stamp
+        self.stream.load_state_dict(present)
+        self._sightings, self._stamp = sightings, now
+        return self.prompt(prompts, atomic), now
+
+    def _prompt_now(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
         again = {p.track_id for p in prompts}
         before = {t.track_id: t.mask.copy() for t in self._tracks() if t.track_id in again}
         try:
             ids = self._start(prompts)
         except AusmError as error:
             if not atomic and len(prompts) > 1:
-                return [self.prompt([p], atomic=True)[0] for p in prompts]
+                return [self._prompt_now([p], atomic=True)[0] for p in prompts]
             return [Outcome(code_of(error), str(error))] * len(prompts)
         after = {t.track_id: t.mask for t in self._note()}
         outcomes = []
@@ -134,6 +177,7 @@ class Session:
 
     def remove(self, track_ids: Sequence[int]) -> list[Outcome]:
         """Removes live objects; one outcome for each id."""
+        self.history.clear()
         outcomes = []
         for track_id in track_ids:
             try:

@@ -168,13 +168,17 @@ class CameraTask:
             if not due:
                 self._prompts.append(request)
             elif request.future.set_running_or_notify_cancel():
+                stamp = snapshot.stamp
                 try:
-                    outcomes = self.session.prompt(request.prompts, request.atomic)
+                    if 0 < request.stamp < stamp:
+                        outcomes, stamp = self.session.prompt_at(request.stamp, request.prompts, request.atomic)
+                    else:
+                        outcomes = self.session.prompt(request.prompts, request.atomic)
                 except Exception as error:  # handed to the service that waits
                     outcomes = [Outcome(Code.INTERNAL_ERROR, f"{type(error).__name__}: {error}")] * len(request.prompts)
                     self._log_error("prompt", outcomes[0].message)
                 applied = any(o.code == Code.OK for o in outcomes)
-                request.future.set_result(PromptsApplied(outcomes, snapshot.stamp if applied else 0, snapshot.epoch))
+                request.future.set_result(PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
 
     def refuse_waiting(self, code: Code, message: str) -> None:
         """Answers every queued request that can no longer be carried out."""

@@ -94,7 +94,7 @@ class ScriptedStream:
         return {**self.__dict__, "_tracks": dict(self._tracks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({**state, "_tracks": dict(state["_tracks"])})
 
     def absorb(self) -> None:
         """Nothing to do ahead of time."""
