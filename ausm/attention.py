@@ -17,14 +17,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, D)
         self.out_proj = nn.Linear(D, D)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """q (B, Nq, D), k and v (B, Nk, D), allowed bool broadcastable to (B, heads, Nq, Nk) -> (B, Nq, D)."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """q (B, Nq, D), k and v (B, Nk, D) -> (B, Nq, D).
+
+        mask broadcastable to (B, heads, Nq, Nk): bool = which keys may be read, float = added to the scores.
+        """
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
         out = F.scaled_dot_product_attention(
-            split(self.q_proj(q)), split(self.k_proj(k)), split(self.v_proj(v)), attn_mask=allowed
+            split(self.q_proj(q)), split(self.k_proj(k)), split(self.v_proj(v)), attn_mask=mask
         )
         return self.out_proj(out.transpose(1, 2).flatten(2))
 

@@ -47,6 +47,9 @@ class DecoderConfig:
     ffn: int = 1024
     self_attn: bool = True
     kv_stride: int = 1
+    # one reach per head, in image heights: cross-attention falls off as a Gaussian of that width; 0 = everywhere.
+    # Costs an (N x N / kv_stride^2) table per head, so only for pooled keys (docs/model.md)
+    locality: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class PixelDecoderConfig:
     ffn: int = 2048
     mask_dim: int = 256
     pools: tuple[int, ...] = (4, 2, 1)  # levels of G_t, coarse first: strides 32, 16, 8
+    place: bool = False  # position code in the values and in the mask features (docs/model.md)
     id_skip: bool = False  # mask embeddings and mask features share one projection of ids (docs/model.md)
 
 
@@ -91,8 +95,8 @@ def nano() -> AusmConfig:
         backbone=BackboneConfig("efficientnet_lite0", mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         neck=NeckConfig("fpn"),
         compressor=CompressorConfig(layers=2, d_state=8, expand=1, heads=4, ffn=256, kv_stride=4),
-        decoder=DecoderConfig(layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2),
-        pixel_decoder=PixelDecoderConfig(layers=3, heads=4, ffn=512, mask_dim=64, id_skip=True),
+        decoder=DecoderConfig(layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2, locality=(0.08, 0.16, 0.32, 0.0)),
+        pixel_decoder=PixelDecoderConfig(layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True),
         D=128,
         N_det=50,
         N_id=100,

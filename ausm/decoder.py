@@ -1,10 +1,11 @@
 """History Decoder: the current frame reads the compressed history (section 2.2, Alg. 1 l.13)."""
 
+import torch
 from torch import Tensor, nn
 
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import DecoderConfig
-from ausm.position import sine_position
+from ausm.position import locality_bias, sine_position
 
 
 class DecoderLayer(nn.Module):
@@ -13,6 +14,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, D: int, config: DecoderConfig) -> None:
         super().__init__()
         self.kv_stride = config.kv_stride
+        self.reach = config.locality
+        if self.reach and len(self.reach) != config.heads:
+            raise ValueError(f"locality {self.reach} for {config.heads} heads")
         self.self_attn = Attention(D, config.heads) if config.self_attn else None
         self.norm_self = nn.LayerNorm(D) if config.self_attn else None
         self.norm_cross = nn.LayerNorm(D)
@@ -28,7 +32,12 @@ class DecoderLayer(nn.Module):
             keys, pooled = pool_tokens(y, size, self.kv_stride)
             x = x + self.self_attn(y + pos, keys + sine_position(*pooled, D, x.device, x.dtype), keys)
         keys, pooled = pool_tokens(F_t, size, self.kv_stride)
-        x = x + self.cross_attn(self.norm_cross(x) + pos, keys + sine_position(*pooled, D, x.device, x.dtype), keys)
+        q = self.norm_cross(x) + pos
+        bias = None
+        if self.reach:
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            bias = locality_bias(size, pooled, self.kv_stride, self.reach, x.device, dtype)
+        x = x + self.cross_attn(q, keys + sine_position(*pooled, D, x.device, x.dtype), keys, bias)
         return x + self.ffn(self.norm_ffn(x))
 
 

@@ -79,6 +79,12 @@ class PixelDecoder(nn.Module):
         self.mask_embed = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, m))
         # one projection for ids as queries and for ids found in G_t: their product is large where they agree
         self.id_skip = nn.Linear(D, m, bias=False) if config.id_skip else None
+        # without it queries read what is at a place but never where it is: look-alikes all get the id
+        self.place_value = nn.Linear(D, D, bias=False) if config.place else None
+        self.place_mask = nn.Linear(D, m, bias=False) if config.place else None
+        for layer in (self.place_value, self.place_mask):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
         self.objectness = nn.Linear(D, 1)
         self.class_heads = nn.ModuleDict({name: nn.Linear(D, n + 1) for name, n in heads})  # last = no object
 
@@ -108,7 +114,11 @@ class PixelDecoder(nn.Module):
         for i, pool in enumerate(self.pools):
             v, (h, w) = pool_tokens(G, size, pool)
             v = v + self.level_embed.weight[i]
-            levels.append((v + sine_position(h, w, D, v.device, v.dtype), v, (h, w)))
+            pos = sine_position(h, w, D, v.device, v.dtype)
+            k = v + pos
+            if self.place_value is not None:
+                v = v + self.place_value(pos)
+            levels.append((k, v, (h, w)))
         outputs = [self._predict(q, pixels)]
         for i, layer in enumerate(self.layers):
             k, v, grid = levels[i % len(levels)]
@@ -128,9 +138,15 @@ class PixelDecoder(nn.Module):
     def _pixels(self, G: Tensor, c2: Tensor, size: tuple[int, int]) -> Tensor:
         grid = G.transpose(1, 2).unflatten(-1, size)
         features = self.mask_features(grid, c2)
+        extra = None  # (B', N, mask_dim) at stride 8
         if self.id_skip is not None:
-            ids = self.id_skip(G).transpose(1, 2).unflatten(-1, size)
-            features = features + F.interpolate(ids, size=features.shape[-2:], mode="bilinear", align_corners=False)
+            extra = self.id_skip(G)
+        if self.place_mask is not None:
+            place = self.place_mask(sine_position(*size, G.shape[-1], G.device, G.dtype))
+            extra = place[None].expand(len(G), -1, -1) if extra is None else extra + place
+        if extra is not None:
+            extra = extra.transpose(1, 2).unflatten(-1, size)
+            features = features + F.interpolate(extra, size=features.shape[-2:], mode="bilinear", align_corners=False)
         return features
 
     def _predict(self, q: Tensor, pixels: Tensor) -> Predictions:
