@@ -8,24 +8,22 @@ but only while somebody looks: without a subscriber it listens to nothing and co
 
 import sys
 import time
-from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from ausm.errors import AusmError
 from ausm.visualize import draw_tracks
 from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
 from ausm_ros.msg import InstanceArray
+from ausm_ros.on_demand import Held, OnDemand, as_offered
 from ausm_ros.outputs import reliable
 from ausm_ros.timing import RateLimit
 from ausm_ros.transport import use_large_shared_memory
-
-HELD = 30  # images kept until their instances come: a second of a camera
 
 
 class Overlay:
@@ -36,37 +34,24 @@ class Overlay:
         self._kind: Any = CompressedImage if compressed else Image
         self._topic = f"{camera}/image" + ("/compressed" if compressed else "")
         self._publisher = node.create_publisher(Image, f"~/{camera}/image", reliable(1))
-        self._subscriptions: list[Any] = []
-        self._images: OrderedDict[int, Any] = OrderedDict()  # by stamp
+        self._images = Held()
         self._limit = RateLimit()
+        self.demand = OnDemand(node, [self._publisher], self._subscribe)
 
-    def check(self) -> None:
-        """Called now and then: subscribes when somebody looks, lets go when nobody does."""
-        wanted = self._publisher.get_subscription_count() > 0
-        if wanted and not self._subscriptions:
-            offered = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(self._topic))
-            best_effort = any(i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for i in offered)
-            policy = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
-            qos = QoSProfile(depth=2, reliability=policy)
-            self._subscriptions = [
-                self._node.create_subscription(self._kind, self._topic, self._on_image, qos),
-                self._node.create_subscription(
-                    InstanceArray, f"{self._camera}/instances", self._on_instances, reliable(5)
-                ),
-            ]
-        elif not wanted and self._subscriptions:
-            for subscription in self._subscriptions:
-                self._node.destroy_subscription(subscription)
-            self._subscriptions = []
-            self._images.clear()
+    def _subscribe(self) -> list[Any]:
+        self._images = Held()
+        qos = as_offered(self._node, self._topic)
+        instances = f"{self._camera}/instances"
+        return [
+            self._node.create_subscription(self._kind, self._topic, self._on_image, qos),
+            self._node.create_subscription(InstanceArray, instances, self._on_instances, reliable(5)),
+        ]
 
     def _on_image(self, message: Any) -> None:
-        self._images[to_ns(message.header.stamp)] = message
-        while len(self._images) > HELD:
-            self._images.popitem(last=False)
+        self._images.put(to_ns(message.header.stamp), message)
 
     def _on_instances(self, message: InstanceArray) -> None:
-        source = self._images.pop(to_ns(message.header.stamp), None)
+        source = self._images.at(to_ns(message.header.stamp))
         rate = self._node.get_parameter("max_rate").value
         if source is None or not self._limit.allows(time.monotonic(), rate):
             return
@@ -91,7 +76,7 @@ class OverlayNode(Node):
 
     def _check(self) -> None:
         for overlay in self._overlays:
-            overlay.check()
+            overlay.demand.check()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,12 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     rclpy.init(args=argv)
     executor = SingleThreadedExecutor()
     executor.add_node(OverlayNode())
-    try:
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        rclpy.try_shutdown()
+    rclpy.try_shutdown()
     return 0
 
 

@@ -212,6 +212,12 @@ class Robot:
         wait_until(settled, f"a subscription to {topic}")
         return publisher
 
+    @staticmethod
+    def pause(seconds: float) -> bool:
+        """Waits a moment; False, so that it can end a condition."""
+        time.sleep(seconds)
+        return False
+
     def publisher_count(self, camera: str) -> int:
         """Subscriptions of the node to a camera."""
         return int(self._publishers[f"/{camera}/image"].get_subscription_count())

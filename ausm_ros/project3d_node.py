@@ -1,0 +1,188 @@
+"""Instances, depth and camera info to points with instance ids, and boxes, in the frame of the camera.
+
+For each camera: `<camera>/instances`, `<camera>/depth` (registered to the colour image; 32FC1 metres or 16UC1
+millimetres) and `<camera>/camera_info` in; `~/<camera>/points` (PointCloud2: x y z rgb track_id score) and, where
+visualization_msgs is installed, `~/<camera>/boxes` (MarkerArray) out, each only while somebody listens.
+
+    python -m ausm_ros.project3d_node --ros-args -r camera/instances:=/perception/camera/instances \
+        -r camera/depth:=/camera/depth/image_rect -r camera/camera_info:=/camera/camera_info
+"""
+
+import array
+import importlib
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+
+from ausm.errors import AusmError
+from ausm.visualize import colour_of
+from ausm_ros.messages import to_mask, to_ns
+from ausm_ros.msg import Instance, InstanceArray
+from ausm_ros.on_demand import Held, OnDemand, as_offered
+from ausm_ros.outputs import reliable
+from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
+from ausm_ros.transport import use_large_shared_memory
+
+POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("track_id", "<u4"), ("score", "<f4")])
+TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
+
+
+def to_cloud(header: Any, objects: Sequence[tuple[Instance, np.ndarray]]) -> PointCloud2:
+    """One cloud of all objects, (instance, (n, 3) points) each; rgb as RViz reads it (a float's bits)."""
+    parts = []
+    for instance, points in objects:
+        part = np.zeros(len(points), POINT)
+        part["x"], part["y"], part["z"] = points.T
+        red, green, blue = colour_of(instance.track_id)
+        part["rgb"], part["track_id"], part["score"] = red << 16 | green << 8 | blue, instance.track_id, instance.score
+        parts.append(part)
+    rows = np.concatenate(parts) if parts else np.zeros(0, POINT)
+    fields = [
+        PointField(
+            name=name,
+            offset=POINT.fields[name][1],
+            datatype=PointField.FLOAT32 if name == "rgb" else TYPES[POINT[name].str],
+            count=1,
+        )
+        for name in POINT.names
+    ]
+    return PointCloud2(
+        header=header,
+        height=1,
+        width=len(rows),
+        fields=fields,
+        point_step=POINT.itemsize,
+        row_step=POINT.itemsize * len(rows),
+        data=array.array("B", rows.tobytes()),
+        is_dense=True,
+    )
+
+
+def to_markers(visualization: Any, header: Any, boxes: Sequence[tuple[Instance, Box3D]]) -> Any:
+    """A MarkerArray: all former boxes away, then a translucent box and a label for each object."""
+    markers = [visualization.Marker(header=header, action=visualization.Marker.DELETEALL)]
+    for instance, box in boxes:
+        red, green, blue = (v / 255 for v in colour_of(instance.track_id))
+        cube = visualization.Marker(header=header, ns="boxes", id=instance.track_id, type=visualization.Marker.CUBE)
+        label = visualization.Marker(
+            header=header, ns="labels", id=instance.track_id, type=visualization.Marker.TEXT_VIEW_FACING
+        )
+        label.text = f"{instance.track_id} {instance.name or instance.class_name}".strip()
+        for marker, opacity in ((cube, 0.35), (label, 1.0)):
+            marker.pose.position.x, marker.pose.position.y, marker.pose.position.z = box.centre
+            marker.pose.orientation.w = 1.0
+            marker.color.r, marker.color.g, marker.color.b, marker.color.a = red, green, blue, opacity
+        cube.scale.x, cube.scale.y, cube.scale.z = (max(v, 0.005) for v in box.size)
+        label.pose.position.y -= box.size[1] / 2 + 0.05  # above: y points down
+        label.scale.z = 0.05
+        markers += [cube, label]
+    return visualization.MarkerArray(markers=markers)
+
+
+class Projection:
+    """One camera: joins instances and depth by their stamps, while somebody listens."""
+
+    def __init__(self, node: Node, camera: str, visualization: Any) -> None:
+        self._node, self._camera, self._visualization = node, camera, visualization
+        self._points = node.create_publisher(PointCloud2, f"~/{camera}/points", reliable(1))
+        self._boxes: Any = None
+        if visualization is not None:
+            self._boxes = node.create_publisher(visualization.MarkerArray, f"~/{camera}/boxes", reliable(1))
+        self._depths = Held()
+        self._info: CameraInfo | None = None
+        self._view: tuple[Any, np.ndarray] | None = None  # what it was computed for, and the rays
+        outputs = [p for p in (self._points, self._boxes) if p is not None]
+        self.demand = OnDemand(node, outputs, self._subscribe)
+
+    def _subscribe(self) -> list[Any]:
+        self._depths = Held()
+        make, camera = self._node.create_subscription, self._camera
+        depth, info = f"{camera}/depth", f"{camera}/camera_info"
+        return [
+            make(Image, depth, self._on_depth, as_offered(self._node, depth)),
+            make(CameraInfo, info, self._on_info, as_offered(self._node, info)),
+            make(InstanceArray, f"{camera}/instances", self._on_instances, reliable(5)),
+        ]
+
+    def _on_info(self, message: CameraInfo) -> None:
+        self._info = message
+
+    def _on_depth(self, message: Image) -> None:
+        self._depths.put(to_ns(message.header.stamp), message)
+
+    def _rays(self, info: CameraInfo, size: tuple[int, int]) -> np.ndarray:
+        key = (tuple(info.k), tuple(info.d), info.height, info.width, size)
+        if self._view is None or self._view[0] != key:
+            K, D = np.array(info.k).reshape(3, 3), np.array(info.d)
+            self._view = key, rays(K, D, size, (info.height, info.width))
+        return self._view[1]
+
+    def _on_instances(self, message: InstanceArray) -> None:
+        tolerance = round(self._node.get_parameter("max_time_difference").value * 1e9)
+        depth = self._depths.at(to_ns(message.header.stamp), tolerance)
+        if depth is None or self._info is None:
+            return
+        try:
+            self._publish(message, depth, self._info)
+        except AusmError as error:
+            self._node.get_logger().error(f"{self._camera}: {error}", throttle_duration_sec=60.0)
+
+    def _publish(self, message: InstanceArray, depth: Image, info: CameraInfo) -> None:
+        metres = decode_depth(
+            depth.data, depth.height, depth.width, depth.step, depth.encoding, bool(depth.is_bigendian)
+        )
+        view = self._rays(info, metres.shape)
+        limits = [self._node.get_parameter(name).value for name in ("nearest", "farthest")]
+        objects = [
+            (i, project(to_mask(i.mask, message.height, message.width), metres, view, *limits))
+            for i in message.instances
+            if len(i.mask.runs)
+        ]
+        self._points.publish(to_cloud(message.header, objects))
+        if self._boxes is not None:
+            boxes = [(i, box) for i, points in objects if (box := box_of_points(points)) is not None]
+            self._boxes.publish(to_markers(self._visualization, message.header, boxes))
+
+
+class Project3dNode(Node):
+    """Parameters: cameras, max_time_difference [s], nearest and farthest [m]."""
+
+    def __init__(self) -> None:
+        super().__init__("project3d")
+        cameras = self.declare_parameter("cameras", ["camera"]).value
+        self.declare_parameter("max_time_difference", 0.02)
+        self.declare_parameter("nearest", 0.1)
+        self.declare_parameter("farthest", 10.0)
+        try:
+            visualization = importlib.import_module("visualization_msgs.msg")
+        except ImportError:
+            visualization = None
+            self.get_logger().info("visualization_msgs is not installed: no boxes")
+        self._projections = [Projection(self, camera, visualization) for camera in cameras]
+        self.create_timer(0.25, self._check)
+
+    def _check(self) -> None:
+        for projection in self._projections:
+            projection.demand.check()
+
+
+def main(argv: list[str] | None = None) -> int:
+    use_large_shared_memory()
+    rclpy.init(args=argv)
+    executor = SingleThreadedExecutor()
+    executor.add_node(Project3dNode())
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
+        executor.spin()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
