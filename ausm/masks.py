@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 def _davis_palette() -> np.ndarray:
-    """(256, 3) uint8: bit k of R, G, B of colour i is bit 3j, 3j+1, 3j+2 of i with j = 7 - k (the PASCAL VOC formula)."""
+    """(256, 3) uint8: bits k of R, G, B of colour i are bits 3j, 3j+1, 3j+2 of i, j = 7 - k (PASCAL VOC formula)."""
     index = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for j in range(8):
