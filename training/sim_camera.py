@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 NEAR, FAR = 0.02, 60.0  # clipping planes, metres
+REACH = 2.5  # s, see CameraPath
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,13 @@ class Lens:
         return np.array([[self.focal, 0, (self.width - 1) / 2], [0, self.focal, (self.height - 1) / 2], [0, 0, 1]])
 
     def projection(self) -> list[float]:
-        """OpenGL projection as 16 numbers, column by column, which is what PyBullet takes."""
+        """OpenGL projection as 16 numbers, column by column, which is what PyBullet takes.
+
+        Its software renderer samples pixels at their lower left corners; the third column moves that to the centres.
+        """
         p = np.zeros((4, 4))
         p[0, 0], p[1, 1] = 2 * self.focal / self.width, 2 * self.focal / self.height
+        p[0, 2], p[1, 2] = 1 / self.width, 1 / self.height
         p[2, 2], p[2, 3], p[3, 2] = -(FAR + NEAR) / (FAR - NEAR), -2 * FAR * NEAR / (FAR - NEAR), -1.0
         return [float(x) for x in p.T.reshape(-1)]
 
@@ -84,7 +89,11 @@ class Sway:
 
 @dataclass(frozen=True)
 class CameraPath:
-    """The camera circles, approaches and pans about a target; every rate may be zero."""
+    """The camera circles, approaches, slides and pans about a target; every rate may be zero.
+
+    Rates are those at t = 0. Movements that would lose the scene from view slow down and turn back: they follow
+    REACH sin(t / REACH) in place of t, so a long recording shows its objects leave and return.
+    """
 
     target: Floats  # (3,)
     distance: float  # m, at t = 0
@@ -109,13 +118,14 @@ class CameraPath:
     def pose(self, t: float) -> Pose:
         """Pose at time t (s)."""
         azimuth = self.azimuth + self.azimuth_rate * t
-        elevation = float(np.clip(self.elevation + self.elevation_rate * t, 0.05, 1.45))
-        distance = self.distance * float(np.exp(-self.approach * t))
+        bounded = REACH * float(np.sin(t / REACH))
+        elevation = float(np.clip(self.elevation + self.elevation_rate * bounded, 0.05, 1.45))
+        distance = self.distance * float(np.exp(-self.approach * bounded))
         ring = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-        target = self.target + self.slide * t
+        target = self.target + self.slide * bounded
         eye = target + distance * ring + self.sway.at(t)
         eye[2] = max(eye[2], 0.04)
-        angle = self.pan * t + self.pan_swing[0] * np.sin(2 * np.pi * t / self.pan_swing[1])
+        angle = self.pan * bounded + self.pan_swing[0] * np.sin(2 * np.pi * t / self.pan_swing[1])
         away, leave, back, turning = self.glance
         angle += away * float(np.interp(t, [leave - turning, leave, back, back + turning], [0.0, 1.0, 1.0, 0.0]))
         c, s = np.cos(angle), np.sin(angle)
