@@ -9,6 +9,7 @@ import numpy as np
 
 from ausm.tracks import Source, TrackState
 from ausm.visualize import VideoWriter, contact_sheet, draw_caption, draw_tracks, write_image
+from ausm_ros.counts import DROPS
 from ausm_ros.demo_recorder import StoredImage
 from ausm_ros.instance_bag import Received
 from ausm_ros.messages import to_drawn, to_ns
@@ -85,12 +86,17 @@ def follow_prompt(prompt: dict[str, Any] | None, messages: Sequence[InstanceArra
 
 
 def explain_drops(recording: Recording, messages: Sequence[InstanceArray]) -> dict[str, Any]:
-    """How many of the played frames have no result, and the node's own count by reason."""
+    """How many of the played frames have no result, and where they were left.
+
+    `by_the_node` is what its messages say. The rest were `overwritten` before the node looked: its subscription holds
+    one image, the newest. `counters` are the node's own, by reason, of its last diagnostics.
+    """
     dropped = len(recording.stamps) - len(messages)
+    by_the_node = sum(m.dropped for m in messages)
     reasons: dict[str, int] = {}
     for name, values in (recording.diagnostics[-1]["status"] if recording.diagnostics else {}).items():
         if name.endswith(" stream"):
-            reasons = {k: int(v) for k, v in values.items() if k in REASONS and int(v)}
+            reasons = {k: int(v) for k, v in values.items() if k in DROPS and int(v)}
     why = "none"
     if dropped:
         step = percentiles([to_ns(m.processing_time) / 1e6 for m in messages]).p50 if messages else float("nan")
@@ -99,20 +105,13 @@ def explain_drops(recording: Recording, messages: Sequence[InstanceArray]) -> di
             f"the node takes the newest image when it is free: it took {step:.0f} ms from receipt to publication "
             f"(median), an image came every {period:.0f} ms"
         )
-    return {"total": dropped, "by_reason": reasons, "why": why}
-
-
-REASONS = {
-    "replaced": "a newer image came before this one was processed",
-    "zero_stamp": "stamp 0",
-    "duplicate": "a stamp not newer than the last",
-    "too_old": "older than max_image_age",
-    "rate_limited": "more than max_rate",
-    "disabled": "the node was disabled",
-    "unreadable": "cannot be decoded",
-    "wrong_size": "of another size",
-    "failed": "the model failed on it",
-}
+    return {
+        "total": dropped,
+        "by_the_node": by_the_node,
+        "overwritten": dropped - by_the_node,
+        "counters": reasons,
+        "why": why,
+    }
 
 
 def memory(recording: Recording) -> dict[str, Any]:
