@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from ausm.errors import AusmError
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -188,7 +190,7 @@ class StreamConfig:
         }
         bad = [f"{name}={getattr(self, name)}" for name, ok in checks.items() if not ok]
         if bad:
-            raise ValueError("out of range: " + ", ".join(bad))
+            raise AusmError("out of range: " + ", ".join(bad))
 
 
 DYNAMIC_FIELDS = frozenset(f.name for f in fields(StreamConfig)) - {"short_side", "capacity"}
