@@ -6,15 +6,36 @@ E_t marked features, F_t compressed history, G_t decoded history, M_t masks.
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # Before PyTorch loads OpenMP: threads that wait by spinning starve each other as soon as anything else wants the cores.
 # Two threads on two cores beside one busy process: 3,180 ms a step spinning, 200 ms passive (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ausm.config import StreamConfig  # noqa: E402
-from ausm.errors import AusmError  # noqa: E402
-from ausm.stream import Stream  # noqa: E402
-from ausm.tracks import Source, StepOutput, Track, TrackState  # noqa: E402
-from ausm.weights import load  # noqa: E402
+if TYPE_CHECKING:
+    from ausm.config import StreamConfig
+    from ausm.errors import AusmError
+    from ausm.stream import Stream
+    from ausm.tracks import Source, StepOutput, Track, TrackState
+    from ausm.weights import load
 
 __all__ = ["AusmError", "Source", "StepOutput", "Stream", "StreamConfig", "Track", "TrackState", "load"]
+
+# Loaded on first use: the command line's help and the simulator's worker processes need no PyTorch.
+_HOME = {
+    "AusmError": "errors",
+    "Source": "tracks",
+    "StepOutput": "tracks",
+    "Stream": "stream",
+    "StreamConfig": "config",
+    "Track": "tracks",
+    "TrackState": "tracks",
+    "load": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ausm' has no attribute {name!r}")
+    return getattr(import_module(f"ausm.{_HOME[name]}"), name)
