@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ausm.errors import InputError
 from training.sim_classes import SIM_CLASS_ID
 
-JPEG_QUALITY = 95
+JPEG_QUALITY = 92
 PATTERN = "clip_*.npz"
 
 

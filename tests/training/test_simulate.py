@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -234,7 +235,7 @@ def label_maps(bag: Path) -> list[np.ndarray]:
     return [np.asarray(m.data).view("<u2").reshape(m.height, m.width) for m in found]
 
 
-def messages(bag: Path, topic: str) -> list:
+def messages(bag: Path, topic: str) -> list[Any]:
     from rosbags.rosbag2 import Reader
     from rosbags.typesys import Stores, get_typestore
 
