@@ -1,0 +1,132 @@
+"""Checkpoints: what is written is read back; what is missing, broken or foreign is refused in clear words."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import build, small_nano
+
+import ausm
+from ausm import weights
+from ausm.config import PRESETS, AusmConfig, config_from_dict, config_to_dict
+from ausm.errors import CheckpointError
+from ausm.model import AUSM
+
+MANIFEST = {"recipe": [{"stage": {"name": "nano-1"}}], "licence": "Apache-2.0", "scores": {"JF": 60.4}}
+
+
+@pytest.fixture(scope="module")
+def model() -> AUSM:
+    return build(small_nano())
+
+
+@pytest.fixture(scope="module")
+def saved(model: AUSM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    weights.save(path, model, MANIFEST)
+    return path
+
+
+def test_round_trip(model: AUSM, saved: Path) -> None:
+    loaded = ausm.load(saved, device="cpu")
+    assert loaded.config == model.config and not loaded.training
+    own, theirs = model.state_dict(), loaded.state_dict()
+    assert own.keys() == theirs.keys()
+    for name, value in own.items():
+        if value.is_floating_point() and value.ndim >= 2 and not name.endswith("A_log"):
+            assert torch.equal(theirs[name], value.half().float())  # matrices and kernels are stored as fp16
+        else:
+            assert torch.equal(theirs[name], value), name
+    assert not list(saved.parent.glob("*.partial"))
+    second = saved.with_name("again.safetensors")
+    weights.save(second, loaded, MANIFEST)
+    assert all(torch.equal(v, load_file(second)[k]) for k, v in load_file(saved).items())
+
+
+def test_other_tensors_may_be_saved_in_place_of_the_models(model: AUSM, tmp_path: Path) -> None:
+    average = {k: v + 1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    weights.save(tmp_path / "ema.safetensors", model, {}, average)
+    assert torch.equal(ausm.load(tmp_path / "ema.safetensors", "cpu").X_0, model.X_0 + 1)
+
+
+def test_describe(model: AUSM, saved: Path) -> None:
+    text = weights.describe(saved)
+    assert (text["name"], text["preset"]) == ("small", "nano")
+    assert text["parameters"] == sum(p.numel() for p in model.parameters())
+    assert text["bytes"] == saved.stat().st_size and len(text["sha256"]) == 64
+    assert text["licence"] == "Apache-2.0" and text["scores"] == {"JF": 60.4}
+    assert config_from_dict(json.loads(json.dumps(text["config"]))) == model.config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_configs_survive_json(preset: str) -> None:
+    config = PRESETS[preset]()
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    with pytest.raises(TypeError, match=r"DecoderConfig: unknown fields \['colour'\]"):
+        data = config_to_dict(config)
+        config_from_dict({**data, "decoder": {**data["decoder"], "colour": 1}})
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'huge': neither a file nor one of the released \["):
+        ausm.load("huge")
+    with pytest.raises(CheckpointError, match="none.safetensors does not exist"):
+        ausm.load(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match=r"no preset 'huge', presets are \['nano', 'swin_b', 'swin_t'\]"):
+        ausm.load("huge", weights=False)
+    with pytest.raises(CheckpointError, match="device 'cuda:99' cannot be used"):
+        ausm.load("nano", device="cuda:99", weights=False)
+    with pytest.raises(CheckpointError, match="device 'toaster' cannot be used"):
+        ausm.load("nano", device="toaster", weights=False)
+
+
+@pytest.mark.parametrize("size", [0, 7, 1000, -1])
+def test_corrupt(saved: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(saved.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=rf"bad.safetensors \({path.stat().st_size} bytes\) cannot be read"):
+        ausm.load(path, device="cpu")
+
+
+def rewritten(saved: Path, path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
+    base = {"format": weights.FORMAT, "config": json.dumps(config_to_dict(small_nano())), "manifest": "{}"}
+    save_file(load_file(saved) if tensors is None else tensors, path, {**base, **metadata})
+    return path
+
+
+def test_foreign(saved: Path, tmp_path: Path) -> None:
+    state = load_file(saved)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(state, foreign)
+    with pytest.raises(CheckpointError, match="has format None, this version reads 'ausm-1'"):
+        ausm.load(foreign, device="cpu")
+    for metadata, message in (
+        ({"format": "ausm-9"}, "has format 'ausm-9'"),
+        ({"config": "{"}, "unusable metadata"),
+        ({"config": "{}"}, "unusable metadata: 'backbone'"),
+        ({"manifest": "no json"}, "unusable metadata"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            ausm.load(rewritten(saved, foreign, state, **metadata), device="cpu")
+
+
+def test_tensors_that_do_not_fit(saved: Path, tmp_path: Path) -> None:
+    state = load_file(saved)
+    del state["X_0"]
+    state["extra"] = torch.zeros(3)
+    state["B"] = state["B"][:5].clone()
+    path = rewritten(saved, tmp_path / "odd.safetensors", state)
+    with pytest.raises(CheckpointError) as error:
+        ausm.load(path, device="cpu")
+    text = str(error.value)
+    assert "1 keys missing ['X_0']" in text and "1 unknown ['extra']" in text
+    assert "1 of another shape ['B (5, 128) instead of (12, 128)']" in text
+
+
+def test_impossible_sizes_are_refused() -> None:
+    config: AusmConfig = small_nano()
+    with pytest.raises(ValueError, match="N_id 129 > D 128"):
+        replace(config, N_id=129)
