@@ -24,7 +24,7 @@ class HistoryNoise:
 def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: torch.Generator) -> Tensor:
     """history (B, T, K, h, w) bool, active (B, T, K) bool -> noisy history, same shape, on the same device.
 
-    A run of dropped marks never covers an instance's first history frame: it would have no history at all.
+    No noise leaves an instance without any mark on its first history frame: it would have no history at all.
     """
     B, T, K = active.shape
     device = history.device
@@ -37,10 +37,13 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     shrunk = (F.max_pool2d(-maps, 3, 1, 1) < 0).view_as(history)
     grow = torch.rand(B, T, K, 1, 1, generator=generator).to(device) < 0.5
     out = torch.where(chance(noise.morph), torch.where(grow, grown, shrunk), history)
-    dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    out = torch.where(chance(noise.shift), torch.roll(out, (dy, dx), (-2, -1)), out)
+    code = torch.randint(0, 24, (B, T, K), generator=generator).to(device)
+    code += code >= 12  # 12 of 0..24 would be no shift
+    out = torch.where(chance(noise.shift), _shifted(out, code // 5 - 2, code % 5 - 2), out)
 
     first = active & (active.cumsum(1) == 1)
+    gone = first & ~out.flatten(3).any(-1)
+    out = torch.where(gone[..., None, None], history, out)
     lost = chance(noise.drop)[..., 0, 0]
     length = torch.randint(noise.blackout_frames[0], noise.blackout_frames[1] + 1, (B, 1, K), generator=generator)
     start = torch.randint(1, max(T, 2), (B, 1, K), generator=generator)
@@ -48,3 +51,13 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     run = (t >= start) & (t < start + length) & (torch.rand(B, 1, K, generator=generator) < noise.blackout)
     lost = (lost | run.to(device)) & ~first
     return out & ~lost[..., None, None]
+
+
+def _shifted(maps: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
+    """maps (B, T, K, h, w) moved by dy, dx (B, T, K) tokens. What leaves the grid is lost; nothing enters it."""
+    h, w = maps.shape[-2:]
+    y = torch.arange(h, device=maps.device) - dy[..., None]
+    x = torch.arange(w, device=maps.device) - dx[..., None]
+    moved = maps.gather(-2, y.clamp(0, h - 1)[..., None].expand(maps.shape))
+    moved = moved.gather(-1, x.clamp(0, w - 1)[..., None, :].expand(maps.shape))
+    return moved & ((y >= 0) & (y < h))[..., None] & ((x >= 0) & (x < w))[..., None, :]
