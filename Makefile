@@ -29,7 +29,7 @@ test: venv
 
 venv: $(INSTALLED)
 
-# scikit-video and vos-benchmark would bring a second OpenCV, hence the second call.
+# The second call: packages whose dependencies would bring a second OpenCV (requirements/no_deps.txt).
 $(INSTALLED): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
