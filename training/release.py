@@ -1,0 +1,49 @@
+"""Turn a run's averaged weights into a released checkpoint: manifest with data, licence and scores added.
+
+python -m training.release --weights out/s3/ema.safetensors --card card.json --out ausm/checkpoints/nano.safetensors
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ausm import weights
+from ausm.errors import CheckpointError
+
+REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what training itself recorded
+
+
+def release(source: Path, card: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write `source` to `out` with the card merged into its manifest; returns the manifest.
+
+    Raises CheckpointError if the card lacks a required entry or the weights do not load strictly.
+    """
+    missing = [name for name in REQUIRED if not card.get(name)]
+    if missing:
+        raise CheckpointError(f"the card lacks {missing}; it needs {list(REQUIRED)}")
+    model = weights.load(source, "cpu")
+    manifest = {**weights.read_metadata(source)[1], **card}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(out, model, manifest)
+    return manifest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="averaged weights of the last stage")
+    parser.add_argument("--card", type=Path, required=True, help=f"JSON with {', '.join(REQUIRED)}")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        release(args.weights, json.loads(args.card.read_text()), args.out)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"release: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {args.out.stat().st_size} bytes, sha256 {weights.sha256(args.out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
