@@ -1,5 +1,6 @@
 """Multi-head attention and feed-forward blocks shared by compressor, decoder and pixel decoder."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,14 +23,15 @@ class Attention(nn.Module):
 
         mask broadcastable to (B, heads, Nq, Nk): bool = which keys may be read, float = added to the scores.
         """
+        return self.out_proj(self.read(self.q_proj(q), self.k_proj(k), self.v_proj(v), mask))
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The same between the projections."""
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
-        out = F.scaled_dot_product_attention(
-            split(self.q_proj(q)), split(self.k_proj(k)), split(self.v_proj(v)), attn_mask=mask
-        )
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask).transpose(1, 2).flatten(2)
 
     def init_lookup(self) -> None:
         """Start as a lookup by similarity: W_q = W_k orthogonal, W_o W_v = identity, no biases."""
@@ -59,6 +61,10 @@ def pool_tokens(x: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, 
     if stride == 1:
         return x, size
     h, w = size
+    if h % stride == 0 and w % stride == 0:  # two plain sums: 5 to 10 times faster than avg_pool2d on a CPU
+        rows = x.unflatten(1, (h // stride, stride, w)).sum(2, dtype=torch.promote_types(x.dtype, torch.float32))
+        cells = rows.unflatten(2, (w // stride, stride)).sum(3) / stride**2
+        return cells.to(x.dtype).flatten(1, 2), (h // stride, w // stride)
     grid = x.transpose(1, 2).unflatten(-1, (h, w))
     pooled = F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False)
     return pooled.flatten(2).transpose(1, 2), (pooled.shape[-2], pooled.shape[-1])

@@ -119,14 +119,18 @@ class PixelDecoder(nn.Module):
             if self.place_value is not None:
                 v = v + self.place_value(pos)
             levels.append((k, v, (h, w)))
-        outputs = [self._predict(q, pixels)]
+        # A mask resized equals the product with resized pixels: masks nobody asked for are computed at the keys only
+        looks = [] if every_layer else [_resize(pixels, grid).flatten(2) for _, _, grid in levels[: len(self.layers)]]
+        embeddings, vectors = self._read(q)
+        outputs = [self._predict(embeddings, vectors, pixels)] if every_layer or not self.layers else []
         for i, layer in enumerate(self.layers):
-            k, v, grid = levels[i % len(levels)]
-            open_keys = self._open_keys(outputs[-1].masks, grid)
-            q = layer(q, q_pos, k, v, open_keys, open_queries)
-            outputs.append(self._predict(q, pixels))
-            if not every_layer:
-                del outputs[0]
+            at = i % len(levels)
+            k, v, grid = levels[at]
+            masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2) if every_layer else vectors @ looks[at]
+            q = layer(q, q_pos, k, v, self._open_keys(masks), open_queries)
+            embeddings, vectors = self._read(q)
+            if every_layer or i == len(self.layers) - 1:
+                outputs.append(self._predict(embeddings, vectors, pixels))
         return outputs
 
     def classify(self, embeddings: Tensor, head: str) -> Tensor:
@@ -149,18 +153,25 @@ class PixelDecoder(nn.Module):
             features = features + F.interpolate(extra, size=features.shape[-2:], mode="bilinear", align_corners=False)
         return features
 
-    def _predict(self, q: Tensor, pixels: Tensor) -> Predictions:
+    def _read(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B', Q, D) -> normalised ones, and their vectors (B', Q, mask_dim) to compare with the pixels."""
         embeddings = self.norm(q)
         vectors = self.mask_embed(embeddings)
         if self.id_skip is not None:
             vectors = vectors + self.id_skip(embeddings) / vectors.shape[-1] ** 0.5
-        b, m, H, W = pixels.shape
+        return embeddings, vectors
+
+    def _predict(self, embeddings: Tensor, vectors: Tensor, pixels: Tensor) -> Predictions:
+        b, _, H, W = pixels.shape
         masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
         return Predictions(masks, self.objectness(embeddings).squeeze(-1), embeddings)
 
     @staticmethod
-    def _open_keys(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Where each query may look: inside its own mask; everywhere if that is empty (Mask2Former)."""
-        logits = F.interpolate(masks.detach().float(), size=grid, mode="bilinear", align_corners=False).flatten(2)
+    def _open_keys(logits: Tensor) -> Tensor:
+        """Where each query may look, (B', Q, n): inside its own mask; everywhere if that is empty (Mask2Former)."""
         inside = logits > 0
         return inside | ~inside.any(-1, keepdim=True)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
