@@ -133,6 +133,10 @@ class Trainer:
             loss.backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
+        if self.world > 1:
+            shares = torch.tensor(list(totals.values()), device=self.device)
+            dist.all_reduce(shares)
+            totals = dict(zip(totals, (shares / self.world).tolist(), strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip_norm)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()

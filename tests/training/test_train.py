@@ -1,0 +1,271 @@
+"""The training loop on clips of its own making: it learns, resumes bit by bit, and splits without any change."""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ausm import weights
+from ausm.config import AusmConfig, nano
+from ausm.errors import CheckpointError, InputError
+from ausm.masks import write_palette_png
+from ausm.model import AUSM
+from training import losses, train
+from training.clip_loss import ClipLoss
+from training.loader import Batch, Source
+from training.losses import LossConfig
+from training.noise import HistoryNoise
+from training.preprocess import preprocess
+from training.readers import RawClip, channels, set_object
+from training.stages import RECIPES, Stage
+from training.train import RunConfig, Trainer
+
+ROOT = Path(train.__file__).parents[1]
+
+
+def tiny_config() -> AusmConfig:
+    full = nano()
+    return dataclasses.replace(
+        full,
+        D=32,
+        N_det=5,
+        N_id=32,
+        compressor=dataclasses.replace(full.compressor, layers=1, ffn=32),
+        decoder=dataclasses.replace(full.decoder, layers=1, ffn=32),
+        pixel_decoder=dataclasses.replace(full.pixel_decoder, layers=2, ffn=32, mask_dim=16),
+    )
+
+
+STAGE = Stage(
+    *("tiny", 3, 5, 2, (32, 64)),
+    lr=3e-3,
+    backbone_lr_scale=0.0,
+    clip_norm=1.0,
+    decay_at=(),
+    warmup=2,
+    ema=0.9,
+    self_fed=0.5,
+    max_instances=4,
+    noise=HistoryNoise(),
+    loss=LossConfig(points=64, deep=0.5),
+)
+
+
+class Squares:
+    """Videos of two bright squares that move over noise."""
+
+    name, exhaustive, head = "squares", True, "sim"
+
+    def __len__(self) -> int:
+        return 4
+
+    def item_name(self, item: int) -> str:
+        return str(item)
+
+    def length(self, item: int) -> int:
+        return 6
+
+    def load(self, item: int, frames: Sequence[int]) -> RawClip:
+        rng = np.random.default_rng(item)
+        noise = rng.integers(0, 60, (48, 96, 3), dtype=np.uint8)
+        images, bits = [], []
+        for t in frames:
+            image, labels = noise.copy(), np.zeros((48, 96, channels(2)), np.int32)
+            for k, (y, x) in enumerate(((4 + 2 * t, 6 + 5 * t), (26, 70 - 6 * t))):
+                mask = np.zeros((48, 96), bool)
+                mask[y : y + 16, x : x + 18] = True
+                image[mask] = (250, 120 * k, 40)
+                set_object(labels, k, mask)
+            images.append(image)
+            bits.append(labels)
+        return RawClip(images, bits, np.array([1, 2]))
+
+
+def trainer(out: Path, stage: Stage = STAGE, **run: object) -> Trainer:
+    torch.manual_seed(0)
+    out.mkdir(exist_ok=True)
+    config = RunConfig(out, seed=5, workers=0, bf16=False, **run)  # type: ignore[arg-type]
+    return Trainer(AUSM(tiny_config()), stage, [Source(Squares(), 1.0)], config)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def batch(items: Sequence[int]) -> Batch:
+    clips = [Squares().load(i, range(3)) for i in items]
+    images = torch.from_numpy(np.stack([np.stack(c.images)[:, :32, :64] for c in clips]))
+    bits = np.stack([np.stack(c.bits)[:, :32, :64, 0] for c in clips])  # (B, T, H, W)
+    masks = torch.from_numpy(np.stack([(bits & 1) > 0, (bits & 2) > 0], 1))
+    names = [f"squares/{i}" for i in items]
+    ids = torch.tensor([[1, 2]]).repeat(len(items), 1)
+    return Batch(images, masks, torch.ones(len(items), 2, dtype=torch.bool), ids, True, "sim", names)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    one = trainer(tmp_path, dataclasses.replace(STAGE, noise=None, self_fed=0.0))
+    frozen = {k: v.clone() for k, v in one.model.backbone.state_dict().items()}
+    history = [one.step([batch([0, 1])]) for _ in range(40)]
+    assert all(np.isfinite(list(terms.values())).all() for terms in history)
+    assert set(history[0]) == {
+        *("trk_mask", "trk_dice", "trk_obj", "det_mask", "det_dice", "det_obj", "class", "loss", "grad_norm")
+    }
+    first, last = (float(np.mean([terms["loss"] for terms in part])) for part in (history[:5], history[-5:]))
+    assert last < 0.75 * first, (first, last)
+    assert same(frozen, one.model.backbone.state_dict())  # frozen: not even its batch statistics move
+
+
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.run({"revision": "x"})
+    killed = trainer(tmp_path / "killed", save_every=0.0)
+    step = Trainer.step
+
+    def dying(self: Trainer, parts: list[Batch]) -> dict[str, float]:
+        if self.iteration == 3:
+            raise KeyboardInterrupt
+        return step(self, parts)
+
+    monkeypatch.setattr(Trainer, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run({"revision": "x"})
+    monkeypatch.undo()
+    again = trainer(tmp_path / "killed")
+    again.resume(tmp_path / "killed/last.pt")
+    assert again.iteration == 3
+    again.run({"revision": "x"})
+    assert same(whole.model.state_dict(), again.model.state_dict())
+    assert whole.average and again.average and same(whole.average.values, again.average.values)
+    files = [tmp_path / name / "ema.safetensors" for name in ("whole", "killed")]
+    assert same(weights.load_file(files[0]), weights.load_file(files[1]))
+    rows = [[json.loads(line) for line in (f.parent / "log.jsonl").read_text().splitlines()] for f in files]
+    assert [r["iteration"] for r in rows[1]] == [1, 2, 3, 4, 5]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    manifest = weights.read_metadata(files[1])[1]
+    assert manifest["recipe"][0]["iterations"] == 5 and manifest["recipe"][0]["sources"][0]["name"] == "squares"
+
+
+def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = trainer(tmp_path)
+    with pytest.raises(CheckpointError, match="nothing to resume: .*last.pt does not exist"):
+        one.resume(tmp_path / "last.pt")
+    one.save(tmp_path / "last.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cut.pt cannot be read"):
+        one.resume(tmp_path / "cut.pt")
+    trainer(tmp_path, dataclasses.replace(STAGE, lr=1.0)).resume(tmp_path / "last.pt")
+    assert "other settings of the stage: ['lr']" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(tmp_path)
+    before = {k: v.clone() for k, v in one.model.state_dict().items()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    one.step([batch([0, 1])])
+    assert same(before, one.model.state_dict()) and one.iteration == 1
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of two clips at once equals the sum over one at a time, with one normaliser and the same points."""
+    torch.manual_seed(0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), dataclasses.replace(STAGE, noise=None)).train()
+    fixed = torch.quasirandom.SobolEngine(2).draw(512)
+    monkeypatch.setattr(losses.torch, "rand", lambda *n, device=None: fixed[: n[-2]].expand(*n))
+
+    def gradient(parts: list[Batch], ts: list[list[list[int]]]) -> dict[str, Tensor]:
+        clip_loss.zero_grad()
+        for part, switch in zip(parts, ts, strict=True):
+            masks = part.masks.transpose(1, 2)
+            ids = torch.tensor([[3, 7]]).repeat(len(masks), 1)
+            targets = preprocess(masks, torch.tensor(switch), (4, 8), ids)
+            torch.stack(list(clip_loss(part, targets, self_fed=True, num_masks=10.0).values())).sum().backward()
+        return {n: p.grad.clone() for n, p in clip_loss.named_parameters() if p.grad is not None}
+
+    whole = gradient([batch([0, 1])], [[[0, 2], [1, 3]]])
+    parts = gradient([batch([0]), batch([1])], [[[0, 2]], [[1, 3]]])
+    assert whole.keys() == parts.keys() and not any("backbone" in name for name in whole)
+    for name, grad in whole.items():
+        assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
+
+
+def test_learning_rate_schedules(tmp_path: Path) -> None:
+    def rates(stage: Stage, at: list[int]) -> list[float]:
+        one = Trainer.__new__(Trainer)
+        one.stage, found = stage, []
+        for i in at:
+            one.iteration = i
+            found.append(one.learning_rate_scale())
+        return found
+
+    base = dataclasses.replace(STAGE, iterations=100, warmup=10)
+    assert rates(base, [0, 4, 9, 99]) == pytest.approx([0.1, 0.5, 1, 1])
+    steps = dataclasses.replace(base, decay_at=(0.5, 0.8))
+    assert rates(steps, [49, 50, 79, 80]) == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert rates(dataclasses.replace(base, cooldown=0.2), [80, 90, 99]) == pytest.approx([1, 0.5, 0.05])
+
+
+def test_settings_of_the_command_line() -> None:
+    stage = train.override(RECIPES["nano"](2), ["lr=1e-3", "loss.points=99", "size=[64, 96]", "name=mine"])
+    assert (stage.lr, stage.loss.points, stage.size, stage.name) == (1e-3, 99, (64, 96), "mine")
+    with pytest.raises(InputError, match="Stage has no field 'colour'; fields: "):
+        train.override(stage, ["colour=1"])
+    with pytest.raises(InputError, match="'lr': expected name=value"):
+        train.override(stage, ["lr"])
+    for preset, recipe in RECIPES.items():
+        for number in (1, 2, 3):
+            assert recipe(number).clip_config().frames == recipe(number).frames, preset
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A DAVIS-like folder of one video, its configuration, and a checkpoint to start from."""
+    for kind in ("JPEGImages", "Annotations"):
+        (tmp_path / f"davis/{kind}/480p/squares").mkdir(parents=True)
+    raw = Squares().load(0, range(6))
+    for t, (image, bits) in enumerate(zip(raw.images, raw.bits, strict=True)):
+        cv2.imwrite(str(tmp_path / f"davis/JPEGImages/480p/squares/{t:05d}.jpg"), image[..., ::-1])
+        labels = bits[..., 0].astype(np.uint8)
+        write_palette_png(tmp_path / f"davis/Annotations/480p/squares/{t:05d}.png", np.minimum(labels, 2))
+    (tmp_path / "davis/ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "davis/ImageSets/2017/train.txt").write_text("squares\n")
+    (tmp_path / "data.toml").write_text('[[source]]\nkind = "davis2017"\nroot = "davis"\n')
+    torch.manual_seed(0)
+    weights.save(tmp_path / "init.safetensors", AUSM(tiny_config()), {})
+    return tmp_path
+
+
+def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ausm train` alone with --parts 2, and under torchrun with two processes."""
+    settings = "iterations=2 batch=2 frames=2 size=[32,64] loss.points=64 warmup=0 self_fed=0.5".split()
+    arguments = ["--stage", "2", "--data", str(data / "data.toml"), "--init", str(data / "init.safetensors"), "--fp32"]
+    arguments += ["--workers", "0", "--device", "cpu", *(word for s in settings for word in ("--set", s))]
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert train.run(parser.parse_args([*arguments, "--out", str(data / "one"), "--parts", "2"])) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["training.train", *arguments, "--out", str(data / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(data / name / "last.pt", weights_only=True) for name in ("one", "two"))
+    start = AUSM(tiny_config())
+    weights.load_into(start, data / "init.safetensors")
+    moved = 0.0
+    for name, value in one["model"].items():
+        assert torch.allclose(value, two["model"][name], atol=1e-4), name
+        moved = max(moved, float((value - start.state_dict()[name]).abs().max()))
+    assert moved > 3e-4  # the steps were larger than the difference allowed
+    rows = [[json.loads(s) for s in (data / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        for key in ("loss", "trk_mask", "det_obj", "grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3), key
