@@ -25,7 +25,7 @@ def may_wait() -> bool:
 class ServiceThreadsExecutor(Executor):
     """See the module. Exceptions of callbacks are logged and the node lives on."""
 
-    def __init__(self, slots: int = 8, **kwargs: Any) -> None:
+    def __init__(self, slots: int = 12, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="ausm-service")
         self._slots = threading.Semaphore(slots)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
@@ -72,7 +73,7 @@ class OverlayNode(Node):
         transport = self.declare_parameter("transport", "raw").value
         self.declare_parameter("max_rate", 10.0)
         self._overlays = [Overlay(self, camera, transport == "compressed") for camera in cameras]
-        self.create_timer(0.25, self._check)
+        self.create_timer(0.25, self._check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _check(self) -> None:
         for overlay in self._overlays:

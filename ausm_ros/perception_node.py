@@ -16,7 +16,7 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.clock import JumpThreshold
+from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException
@@ -81,8 +81,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._services_of_ours = Services(self, lambda: self._runtime, self._set_discovery)
         timers = MutuallyExclusiveCallbackGroup()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_timer(1.0, self._publish_diagnostics, callback_group=timers)
-        self.create_timer(0.25, self._follow_publishers, callback_group=timers)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # these go on when simulated time stands still
+        self.create_timer(1.0, self._publish_diagnostics, callback_group=timers, clock=steady)
+        self.create_timer(0.25, self._follow_publishers, callback_group=timers, clock=steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1.0), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
 

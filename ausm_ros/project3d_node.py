@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
@@ -166,7 +167,7 @@ class Project3dNode(Node):
             visualization = None
             self.get_logger().info("visualization_msgs is not installed: no boxes")
         self._projections = [Projection(self, camera, visualization) for camera in cameras]
-        self.create_timer(0.25, self._check)
+        self.create_timer(0.25, self._check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _check(self) -> None:
         for projection in self._projections:

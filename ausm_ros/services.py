@@ -1,5 +1,6 @@
 """The node's services. Every request is checked here at once and answered with a typed code; none can raise or hang."""
 
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -10,6 +11,7 @@ from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool
 
 from ausm.tracks import TrackState
@@ -30,8 +32,10 @@ from ausm_ros.session import Snapshot
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.worker import PromptRequest, PromptsApplied
 
+MAX_WAITING = 8  # requests that wait for their prompts at a time; the executor has threads for more than these
 MAX_WAIT = 60.0  # seconds a request may hold one of the service threads
 CALL_WAIT = 20.0  # seconds for the step in progress to end, before a removal or reset gives up
+QUEUE = QoSProfile(depth=100)  # ROS's own 10 lose requests that come together, and a lost one is never answered
 MAX_REMOVALS = 4096  # ids in one request
 
 
@@ -41,14 +45,18 @@ class Services:
     def __init__(self, node: Node, runtime: Callable[[], Runtime | None], set_discovery: Callable[[bool], str]) -> None:
         """set_discovery: changes the parameter; returns the reason if that is refused, "" if not."""
         self._node, self._runtime, self._set_discovery = node, runtime, set_discovery
-        group = ReentrantCallbackGroup()  # a request that waits must not hold up the others
+        self._waiting = threading.Semaphore(MAX_WAITING)
+        options = {
+            "callback_group": ReentrantCallbackGroup(),  # a request that waits must not hold up the others
+            "qos_profile": QUEUE,
+        }
         self._services = [
-            node.create_service(AddObjects, "~/add_objects", self._guarded(self._add), callback_group=group),
-            node.create_service(RemoveObjects, "~/remove_objects", self._guarded(self._remove), callback_group=group),
-            node.create_service(Reset, "~/reset", self._guarded(self._reset), callback_group=group),
-            node.create_service(ListObjects, "~/list_objects", self._guarded(self._list), callback_group=group),
-            node.create_service(SetBool, "~/enable", self._guarded(self._enable), callback_group=group),
-            node.create_service(SetBool, "~/discovery", self._guarded(self._discovery), callback_group=group),
+            node.create_service(AddObjects, "~/add_objects", self._guarded(self._add), **options),
+            node.create_service(RemoveObjects, "~/remove_objects", self._guarded(self._remove), **options),
+            node.create_service(Reset, "~/reset", self._guarded(self._reset), **options),
+            node.create_service(ListObjects, "~/list_objects", self._guarded(self._list), **options),
+            node.create_service(SetBool, "~/enable", self._guarded(self._enable), **options),
+            node.create_service(SetBool, "~/discovery", self._guarded(self._discovery), **options),
         ]
 
     def _guarded(self, handle: Callable[[Any, Any], None]) -> Callable[[Any, Any], Any]:
@@ -87,7 +95,7 @@ class Services:
         """The result of the worker. Withdraws the request and raises `Refusal` when it does not come in time."""
         if not may_wait():
             if future.cancel():
-                raise Refusal(Code.TOO_MANY, "as many requests as the node accepts are waiting already")
+                raise Refusal(Code.TOO_MANY, "as many requests as the node accepts are in progress already")
             return future.result()
         try:
             return future.result(timeout=min(seconds, MAX_WAIT))
@@ -150,8 +158,15 @@ class Services:
         if wait <= 0:
             return PromptsApplied([Outcome(Code.OK, "queued")] * number, 0, snapshot.epoch)
         try:
-            applied: PromptsApplied = self._wait(request.future, wait)
-            return applied
+            if not self._waiting.acquire(blocking=False):
+                if request.future.cancel():
+                    raise Refusal(Code.TOO_MANY, f"{MAX_WAITING} requests are waiting already; withdrawn")
+                return request.future.result()
+            try:
+                applied: PromptsApplied = self._wait(request.future, wait)
+                return applied
+            finally:
+                self._waiting.release()
         except Refusal as refusal:
             return PromptsApplied([Outcome(refusal.code, refusal.message)] * number, 0, snapshot.epoch)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0  # seconds: a busy machine may load PyTorch slowly; nothing here measures time
+PATIENCE = 150.0  # seconds: a busy machine may load PyTorch slowly; nothing here measures time
 FAST = ("checkpoint:=random:nano", "device:=cpu", "threads:=1", "input_short_side:=64", "warmup_size:=[64, 96]")
 SIZE = (64, 96)  # height, width of the test images
 
@@ -92,7 +92,7 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, *run, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -143,7 +143,8 @@ class Process:
         try:
             return self.finish(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._process.send_signal(signal.SIGABRT)  # its threads tell where they are
+            self.finish(30)
             raise AssertionError(f"still running 30 s after {how.name}:\n{self.output}") from None
 
 
@@ -300,7 +301,7 @@ class Robot:
         return bool(self.call(ChangeState, "change_state", request).success)
 
     def wait_for_state(self, label: str) -> None:
-        wait_until(lambda: self.state() == label, f"state {label}")
+        wait_until(lambda: self.state() == label or self.pause(0.1), f"state {label}")
 
     def set_parameter(self, name: str, value: Any) -> tuple[bool, str]:
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
