@@ -103,7 +103,7 @@ def open_bag(path: Path, topic: str | None = None) -> FrameSource:
                 image = decode_message(message)
             except AusmError as error:
                 raise type(error)(f"{path} {chosen}, frame {index}: {error}") from error
-            yield Frame(index, f"{index:05d}", stamp or received, image)
+            yield Frame(index, f"{index:05d}", stamp or received, image, message.header.frame_id)
         if index + 1 < count:
             raise InputError(f"{path}: only {index + 1} of {count} images of {chosen} could be read")
 

@@ -23,6 +23,7 @@ class Frame(NamedTuple):
     name: str  # file name without suffix in a folder, else the index in five digits
     stamp_ns: int  # of the message in a bag; index / rate in a video; index / 24 Hz in a folder
     image: np.ndarray  # (H, W, 3) uint8 RGB
+    frame_id: str = ""  # of the message in a bag: the camera's coordinate frame
 
 
 class FrameSource:

@@ -1,8 +1,4 @@
-"""rosbag2 recordings of this project: a camera topic with the masks of its images on another topic.
-
-The masks come as `ausm_ros/msg/InstanceArray` (run lengths, ids, classes) or as an Image that is a label map (mono8,
-mono16 or 16UC1: pixel value = object, 0 = none). Images and labels belong together when their header stamps are equal.
-"""
+"""rosbag2 recordings as training data: a camera topic, its masks on another topic (`ausm.bag_masks`)."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -12,13 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ausm.bag import COMPRESSED, IMAGE, choose_topic, decode_message, open_reader
+from ausm.bag_masks import INSTANCES, header_stamp, objects_of
 from ausm.errors import AusmError
-from ausm.masks import Box, decode_rle
 from training.clips import ClipDataError
 from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, set_object
-
-INSTANCES = "ausm_ros/msg/InstanceArray"
-LABEL_MAPS = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}  # bytes a pixel
 
 
 class _Index(NamedTuple):
@@ -136,10 +129,7 @@ def _pairs(path: Path, images: str, labels: str) -> Iterator[tuple[int, int]]:
     with open_reader(path) as reader:
         connections = [c for c in reader.connections if c.topic in received]
         for connection, time, data in reader.messages(connections):
-            # every message here starts with a Header, so its stamp is in bytes 4..12 behind the CDR preamble
-            order = "<" if data[1] & 1 else ">"
-            seconds, nanoseconds = np.frombuffer(data[4:12], f"{order}u4").tolist()
-            received[connection.topic].setdefault(seconds * 10**9 + nanoseconds, time)
+            received[connection.topic].setdefault(header_stamp(data), time)
     for stamp, time in received[images].items():
         if stamp in received[labels]:
             yield time, received[labels][stamp]
@@ -162,26 +152,3 @@ def _window(path: Path, topic: str, times: set[int]) -> Iterator[tuple[int, Any]
                 yield time, store.deserialize_cdr(data, connection.msgtype)
     if found != times:
         raise ClipDataError(f"{path}: {len(times) - len(found)} of {len(times)} messages of {topic} are gone")
-
-
-def objects_of(message: Any) -> dict[int, tuple[np.ndarray, int]]:
-    """Track id or label value -> ((H, W) bool mask, class id) of an InstanceArray or a label map. Raises AusmError."""
-    if hasattr(message, "instances"):
-        found = {}
-        for instance in message.instances:
-            roi, runs = instance.mask.roi, instance.mask.runs.tolist()
-            box = Box(int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height))
-            mask = decode_rle(box, runs, int(message.height), int(message.width))
-            if mask.any():
-                found[int(instance.track_id)] = (mask, int(instance.class_id))
-        return found
-    depth = LABEL_MAPS.get(message.encoding)
-    if depth is None:
-        raise ClipDataError(f"a label map is one of {', '.join(LABEL_MAPS)}, this is {message.encoding}")
-    height, width, step = int(message.height), int(message.width), int(message.step)
-    if step < width * depth or len(message.data) < height * step:
-        raise ClipDataError(f"label map {height}x{width}, step {step}, {len(message.data)} bytes")
-    rows = np.asarray(message.data[: height * step]).reshape(height, step)[:, : width * depth]
-    order = ">" if message.is_bigendian else "<"
-    labels = np.ascontiguousarray(rows).view(np.dtype(f"{order}u{depth}"))
-    return {int(value): (labels == value, -1) for value in np.unique(labels) if value}

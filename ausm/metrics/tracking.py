@@ -1,5 +1,7 @@
 """Do ids last? HOTA (Luiten et al. 2021), IDF1 (Ristani et al. 2016) and MOTA on masks, by the package TrackEval."""
 
+import contextlib
+import io
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -101,7 +103,8 @@ def _indices(masks: Iterable[int], known: dict[int, int]) -> np.ndarray:
 def _metrics() -> tuple[Any, Any, Any]:
     """TrackEval's metrics; it is no dependency because its own list would bring a second OpenCV."""
     try:
-        from trackeval.metrics import CLEAR, HOTA, Identity
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells of loaders that miss a package; none is used here
+            from trackeval.metrics import CLEAR, HOTA, Identity
     except ImportError as error:
         raise AusmError("HOTA and IDF1 need TrackEval: pip install --no-deps trackeval==1.3.0") from error
     return HOTA(), Identity({"PRINT_CONFIG": False}), CLEAR({"PRINT_CONFIG": False})
