@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 import ausm
@@ -125,7 +126,11 @@ class Runtime:
         return parts
 
     def _publish(self, outputs: CameraOutputs, report: Report) -> None:
-        outputs.publish(report, self.settings)
+        try:
+            outputs.publish(report, self.settings)
+        except rclpy_implementation.RCLError:
+            if self._node.context.ok():  # else ROS is shutting down under the last image
+                raise
 
     def _log_error(self, camera: str, counts: CameraCounts, kind: str, text: str) -> None:
         """One line for each kind of error, again only after a minute; all are counted, /diagnostics has the last."""
