@@ -113,7 +113,7 @@ def keep_detections(masks: Tensor, scores: Tensor, taken: Tensor, limit: float) 
     """
     order = scores.argsort(descending=True, stable=True).tolist()
     kept: list[int] = []
-    others = [m for m in taken]
+    others = list(taken)
     for i in order:
         area = int(masks[i].sum())
         if area == 0:

@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
 
 
 def pool_tokens(x: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, tuple[int, int]]:
-    """Average-pool tokens (B, h * w, D) over stride x stride cells, the last ones smaller where the grid does not divide."""
+    """Average-pool tokens (B, h * w, D) over stride x stride cells, the last ones smaller where needed."""
     if stride == 1:
         return x, size
     h, w = size

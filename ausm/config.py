@@ -1,4 +1,4 @@
-"""One frozen tree of sizes per model, in the paper's symbols. Presets are functions: `nano()`, `swin_t()`, `swin_b()`."""
+"""One frozen tree of sizes per model, in the paper's symbols. Presets: `nano()`, `swin_t()`, `swin_b()`."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -97,7 +97,9 @@ def nano() -> AusmConfig:
         backbone=BackboneConfig("efficientnet_lite0", mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         neck=NeckConfig("fpn"),
         compressor=CompressorConfig(layers=2, d_state=8, expand=1, heads=4, ffn=256, kv_stride=4),
-        decoder=DecoderConfig(layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2, locality=(0.08, 0.16, 0.32, 0.0)),
+        decoder=DecoderConfig(
+            layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2, locality=(0.08, 0.16, 0.32, 0.0)
+        ),
         pixel_decoder=PixelDecoderConfig(layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True),
         D=128,
         N_det=50,

@@ -11,7 +11,7 @@ from ausm.position import locality_bias, sine_position
 
 
 class History(NamedTuple):
-    """F_t as every layer reads it: pooled tokens (B', n, D) with position codes (k) and without (v), on a grid `size`."""
+    """F_t as every layer reads it: pooled tokens (B', n, D) with position codes (k) and without (v), on `size`."""
 
     k: Tensor
     v: Tensor

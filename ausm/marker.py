@@ -27,7 +27,7 @@ def marks_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def marks_from_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Binary masks (..., H, W) -> bool (..., h, w): area average >= 0.5, any cover where the object would vanish (A5)."""
+    """Binary masks (..., H, W) -> bool (..., h, w): area average >= 0.5, any cover if it would vanish (A5)."""
     lead = masks.shape[:-2]
     flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
     if flat.shape[0] == 0:

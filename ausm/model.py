@@ -101,7 +101,7 @@ class AUSM(nn.Module):
         images (B, T, H, W, 3) uint8; ids (B, K) rows of B; M (B, T, K, h, w) bool: M[:, t] is the history M_{t-1} that
         frame t reads; active (B, T, K) bool: whether id k belongs to A_{t-1}. Predictions have B' = B * T frames.
         """
-        B, T = images.shape[:2]
+        B = len(images)
         features = self.encode(images.flatten(0, 1))
         return self.decode_clip(features, B, ids, M, active, every_layer)
 

@@ -94,7 +94,8 @@ class MSDeformEncoder(nn.Module):
         levels = [proj(m) for proj, m in zip(self.input_proj, reversed(maps[1:]), strict=True)]
         sizes = [(m.shape[-2], m.shape[-1]) for m in levels]
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in levels], 1)
-        pos = torch.cat([sine_position(h, w, self.D, x.device, x.dtype) + e for (h, w), e in zip(sizes, self.level_embed, strict=True)])
+        codes = [sine_position(h, w, self.D, x.device, x.dtype) for h, w in sizes]
+        pos = torch.cat([code + e for code, e in zip(codes, self.level_embed, strict=True)])
         reference = torch.cat([_centres(h, w, x.device) for h, w in sizes])
         for layer in self.layers:
             x = layer(x, pos, reference, sizes)

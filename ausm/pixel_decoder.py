@@ -1,4 +1,4 @@
-"""Pixel Decoder: masked-attention decoder of Mask2Former over the query set [A_{t-1}; V] with KV = G_t (Alg. 1 l.14)."""
+"""Pixel Decoder: Mask2Former's masked-attention decoder over the query set [A_{t-1}; V] with KV = G_t (Alg. 1 l.14)."""
 
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ class PixelDecoder(nn.Module):
 
         Returns one `Predictions` (of the last layer), or layers + 1 of them with `every_layer`. Queries: K ids, N_det.
         """
-        b, K, D = A.shape
+        b, _, D = A.shape
         V = self.query_feat.weight[None].expand(b, -1, -1).to(A.dtype)
         q = torch.cat((A + self.track_type, V), 1)
         q_pos = torch.cat((A, self.query_embed.weight[None].expand(b, -1, -1).to(A.dtype)), 1)

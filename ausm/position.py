@@ -37,7 +37,7 @@ def locality_bias(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Additive attention bias -d^2 / (2 reach^2), (1, heads, h * w, h' * w'); d = distance in image heights, 0 = no bias."""
+    """Additive attention bias -d^2 / (2 reach^2), (1, heads, h * w, h' * w'); d in image heights, 0 = no bias."""
 
     def centres(h: int, w: int, step: int) -> Tensor:
         y = (torch.arange(h, device=device) + 0.5) * step / size[0]

@@ -37,7 +37,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Stream:
     """One camera. Same seed, same frames, same device: bit-equal masks.
 
-    `step` runs Alg. 1 l. 11-19 on one frame. Prompts overwrite M_t of the last frame (A2), so they may come at any time.
+    `step` runs Alg. 1 l. 11-19 on one frame. Prompts overwrite M_t of the last frame (A2), so may come any time.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Stream:
     def prompt(
         self, masks: np.ndarray, track_ids: list[int] | None = None, names: list[str] | None = None
     ) -> list[int]:
-        """Show objects to follow: masks (n, H, W) bool on the last stepped frame, or, before the first, on the next one.
+        """Show objects to follow: masks (n, H, W) bool on the last stepped frame, or, before the first, the next one.
 
         `track_ids`: re-prompt these live objects, keeping their ids; None = n new objects. Discovered objects that are
         the same thing (mask overlap above `dedupe_iou`) give way to a new one. Returns the n public ids.
@@ -181,7 +181,7 @@ class Stream:
 
     @torch.inference_mode()
     def remove(self, track_ids: list[int]) -> None:
-        """Forget live objects; their ids are not used again. Raises UnknownIdError naming the first that is not live."""
+        """Forget live objects; their ids are not used again. Raises UnknownIdError naming one that is not live."""
         records = [self._roster.by_id(i) for i in dict.fromkeys(track_ids)]
         self._undo_absorb()
         for record in records:
@@ -232,7 +232,8 @@ class Stream:
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future of the stream, as copies; bit-exact with `load_state_dict`."""
         parts = {name: deepcopy(getattr(self, name)) for name in SNAPSHOT}
-        return {**parts, "roster": self._roster.state_dict(), "saved": deepcopy(self._saved) if self._can_undo() else None}
+        saved = deepcopy(self._saved) if self._can_undo() else None
+        return {**parts, "roster": self._roster.state_dict(), "saved": saved}
 
     @torch.inference_mode()
     def load_state_dict(self, state: dict[str, Any]) -> None:

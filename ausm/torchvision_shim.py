@@ -1,4 +1,4 @@
-"""Lets timm import where only torchvision's Python half works (a CUDA build of torchvision beside a CPU build of torch).
+"""Lets timm import where only torchvision's Python half works (its CUDA build beside a CPU build of torch).
 
 `import torchvision` registers fake kernels for operators that its C++ library would have defined; when that library
 does not load, the schemas are missing and the import fails. Defining the schemas is enough: AUSM calls no torchvision

@@ -1,4 +1,4 @@
-"""One micro-batch through the parallel form: Preprocess, (optional first pass), model, losses. Alg. 2 in one forward."""
+"""One micro-batch through the parallel form: Preprocess, (first pass), model, losses: Alg. 2 in one forward."""
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ClipLoss(nn.Module):
     def targets(self, batch: Batch, generator: torch.Generator) -> Targets:
         """Draw switch times and ID vectors, build targets and history (Alg. 2 l. 1-3) on the model's device."""
         masks = batch.masks.transpose(1, 2)  # (B, T, K, H, W)
-        B, T, K, H, W = masks.shape
+        B, _, K, H, W = masks.shape
         d = self.model.config.size_divisor
         if H % d or W % d:
             raise ValueError(f"training size {H}x{W} is not a multiple of {d}")

@@ -127,7 +127,7 @@ class Criterion:
         P = min(self.config.points, out.masks.shape[-1] * out.masks.shape[-2])
         points = torch.rand(1, P, 2, device=out.masks.device)
         det = out.masks[:, K:].detach().float()
-        frames, Q = det.shape[:2]
+        frames = len(det)
         x = F.grid_sample(det, 2 * points[:, None].expand(frames, -1, -1, -1) - 1, align_corners=False)[:, :, 0]
         f, k = flat.det.nonzero(as_tuple=True)
         y = torch.zeros(frames, flat.det.shape[1], P, device=det.device)
@@ -136,7 +136,7 @@ class Criterion:
         c = self.config
         return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_class, c.w_mask, c.w_dice))
 
-    def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:  # noqa: ANN001 (index tuples)
+    def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:
         """Cross-entropy on matched queries; "no object" for absent tracks, and for unmatched ones if exhaustive."""
         f, q, k = det
         K = flat.active.shape[1]

@@ -66,6 +66,6 @@ def preprocess(masks: Tensor, ts: Tensor, grid: tuple[int, int], ids: Tensor) ->
 
 def sample_ids(B: int, K: int, N_id: int, generator: torch.Generator) -> Tensor:
     """Sampler(B, K) for each clip: rows without replacement -> (B, K)."""
-    if K > N_id:
+    if N_id < K:
         raise ValueError(f"{K} instances in a clip, N_id={N_id}")
     return torch.rand(B, N_id, generator=generator).argsort(1)[:, :K]

@@ -44,7 +44,7 @@ def _load_lite(model: AUSM, n: int) -> None:
     full = timm.create_model(f"efficientnet_lite{n}", pretrained=False)  # whole classifier: same order of keys
     ours = full.state_dict()
     if [tuple(v.shape) for v in theirs.values()] != [tuple(v.shape) for v in ours.values()]:
-        raise CheckpointError(f"{files[0].name} has {len(theirs)} tensors that do not map one to one to {len(ours)} of timm")
+        raise CheckpointError(f"{files[0].name} has {len(theirs)} tensors that do not map to the {len(ours)} of timm")
     renamed = dict(zip(ours, theirs.values(), strict=True))
     body = model.backbone.body.state_dict()
     model.backbone.body.load_state_dict({k: renamed[k] for k in body})

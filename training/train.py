@@ -20,10 +20,10 @@ from ausm.config import PRESETS
 from ausm.errors import InputError
 from ausm.model import AUSM
 from training.clip_loss import ClipLoss
+from training.data_config import load_data_config
 from training.loader import Batch, BatchLoader, ClipBatches, Source
 from training.pretrained import load_pretrained_backbone
 from training.resume import MovingAverage, load_run, parameter_groups, save_run
-from training.data_config import load_data_config
 from training.stages import RECIPES, Stage
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano")
     parser.add_argument("--data", required=True, help="TOML file naming the data sources (config/data_example.toml)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: log.jsonl, last.pt, ema.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="folder of log.jsonl, last.pt, ema.safetensors")
     parser.add_argument("--init", help="checkpoint of the stage before (name or path)")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a field of the stage")

@@ -53,7 +53,8 @@ def test_full_size_masks_are_bilinear_and_the_best_wins(H: int, W: int, side: in
     assert masks.shape == (K, H, W) and masks.dtype == bool and masks.sum(0).max(initial=0) <= 1
     values = np.stack([np.zeros((H, W)), *(bilinear(m, g) for m in logits)])  # background = 0
     ranked = np.sort(values, 0)
-    clear = ranked[-1] - ranked[max(-2, -len(ranked))] > 0.3 if K else np.ones((H, W), bool)  # cv2 rounds positions to 1/32
+    # cv2 rounds positions to 1/32
+    clear = ranked[-1] - ranked[max(-2, -len(ranked))] > 0.3 if K else np.ones((H, W), bool)
     winner = values.argmax(0)
     for k in range(K):
         assert np.array_equal(masks[k][clear], (winner == k + 1)[clear])
@@ -77,7 +78,12 @@ def test_a_square_comes_back_where_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("size", "side", "inner"),
-    [((480, 640), 320, (320, 427)), ((720, 1280), 1024, (1024, 1820)), ((100, 50), 320, (200, 100)), ((8, 8), 8, (8, 8))],
+    [
+        ((480, 640), 320, (320, 427)),
+        ((720, 1280), 1024, (1024, 1820)),
+        ((100, 50), 320, (200, 100)),
+        ((8, 8), 8, (8, 8)),
+    ],
 )
 def test_geometry(size: tuple[int, int], side: int, inner: tuple[int, int]) -> None:
     g = Geometry.of(*size, side)

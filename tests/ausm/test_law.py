@@ -169,7 +169,7 @@ def test_the_past_is_remembered(model: AUSM) -> None:
 def test_instances_have_no_order(model: AUSM) -> None:
     @examples(model)
     @given(clips(), st.randoms(use_true_random=False))
-    def law(clip: Clip, random) -> None:  # noqa: ANN001 (hypothesis gives no type)
+    def law(clip: Clip, random) -> None:
         K = clip.ids.shape[1]
         order = torch.tensor(random.sample(range(K), K), dtype=torch.long)
         shuffled = parallel(model, Clip(clip.images, clip.ids[:, order], clip.M[:, :, order], clip.active[:, :, order]))
@@ -241,17 +241,17 @@ def test_stream_with_other_id_vectors_gives_the_same_tracks(model: AUSM) -> None
 
 
 def test_a_stream_is_the_parallel_form_on_its_own_history(model: AUSM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Births, a prompt before the first frame, one in the middle, a removal: whatever the stream did, one pass repeats."""
+    """Births, a prompt before the first frame, one in the middle, a removal: what the stream did, one pass repeats."""
     stream = ausm.Stream(model, config=SMALL_STREAM)
     history: list[tuple[list[int], Tensor]] = []
     outputs: list[Predictions] = []
     predict, absorb = model.predict, model.absorb
 
-    def absorbing(state, ids, M) -> None:  # noqa: ANN001
+    def absorbing(state, ids, M) -> None:
         history.append((ids.tolist(), M.clone()))
         absorb(state, ids, M)
 
-    def predicting(*args) -> Predictions:  # noqa: ANN002
+    def predicting(*args) -> Predictions:
         outputs.append(predict(*args))
         return outputs[-1]
 

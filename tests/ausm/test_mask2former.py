@@ -317,7 +317,7 @@ def test_broken_pickles_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     for n in (0, 1, 20, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])
-        with pytest.raises(CheckpointError, match="x.pkl"):
+        with pytest.raises(CheckpointError, match=r"x\.pkl"):
             read_pickle(path)
     lie = whole.replace(b"Kd\x85", b"Kc\x85")  # shape (99,) over 100 numbers
     assert lie != whole

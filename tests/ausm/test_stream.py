@@ -208,7 +208,7 @@ def test_refusals_change_nothing(model: AUSM, started: bool) -> None:
     wrong_size[0, :9] = True
     refused = [
         (SizeError, f"mask {H + 1}x{W}, .* {H}x{W}", lambda: stream.prompt(wrong_size)),
-        (SizeError, r"masks are \(n, H, W\) bool with n >= 1, got \(60, 90\)", lambda: stream.prompt(wrong_size[0, :H])),
+        (SizeError, r"masks are \(n, H, W\) .*, got \(60, 90\)", lambda: stream.prompt(wrong_size[0, :H])),
         (SizeError, "got list", lambda: stream.prompt([[True]])),
         (SizeError, "2 masks, 1 names, 0 track ids", lambda: stream.prompt(squares((0, 0), (9, 9)), names=["a"])),
         (SizeError, "1 masks, 1 names, 2 track ids", lambda: stream.prompt(squares((0, 0)), track_ids=[1, 2])),

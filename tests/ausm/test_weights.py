@@ -73,7 +73,7 @@ def test_configs_survive_json(preset: str) -> None:
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint 'huge': neither a file nor one of the released \["):
         ausm.load("huge")
-    with pytest.raises(CheckpointError, match="none.safetensors does not exist"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
         ausm.load(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match=r"no preset 'huge', presets are \['nano', 'swin_b', 'swin_t'\]"):
         ausm.load("huge", weights=False)
