@@ -1,0 +1,373 @@
+"""The bag evaluator on small recordings made here: figures, hashes, files, and what can be wrong with a bag."""
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+import ausm
+from ausm.bag_masks import TruthReader, find_truth
+from ausm.errors import InputError, SizeError
+from ausm.masks import encode_rle
+from ausm_ros import evaluate_bag
+from ausm_ros.bag_hash import hash_of
+from ausm_ros.bag_page import choose_frames
+from ausm_ros.bag_scores import BagScorer, matched_overlap
+from ausm_ros.instance_bag import read_instances, type_store
+from ausm_ros.messages import to_ns
+from ausm_ros.svg import Curve, nice_ticks, plot, thin
+
+SIZE = (64, 96)
+IMAGES, TRUTH = "/front/image", "/front/truth/label_map"
+STORE = type_store()
+TYPES = STORE.types
+FAST = ["--checkpoint", "random:nano", "--device", "cpu", "--threads", "1", "--short-side", "64"]
+START, PERIOD = 7_000_000_123, 100_000_000  # ns
+
+
+def square(number: int, size: tuple[int, int] = SIZE, row: int = 10) -> np.ndarray:
+    mask = np.zeros(size, bool)
+    mask[row : row + 20, 5 + 4 * number : 30 + 4 * number] = True
+    return mask
+
+
+def header(number: int):
+    stamp = START + number * PERIOD
+    time = TYPES["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9)
+    return TYPES["std_msgs/msg/Header"](time, "front_optical")
+
+
+def picture(number: int) -> np.ndarray:
+    image = np.random.default_rng(5).integers(0, 60, (*SIZE, 3)).astype(np.uint8)
+    image[square(number)] = (230, 60, 20)
+    return image
+
+
+def raw(number: int):
+    return TYPES["sensor_msgs/msg/Image"](header(number), *SIZE, "rgb8", 0, SIZE[1] * 3, picture(number).ravel())
+
+
+def jpeg(number: int):
+    data = cv2.imencode(".jpg", picture(number)[:, :, ::-1])[1].ravel()
+    return TYPES["sensor_msgs/msg/CompressedImage"](header(number), "jpeg", data)
+
+
+def label_map(number: int, size: tuple[int, int] = SIZE):
+    labels = np.where(square(number, size), 3, 0).astype("<u2")
+    if number >= 2:
+        labels[40:52, 60:80] = 9  # a second object enters
+    return TYPES["sensor_msgs/msg/Image"](
+        header(number), *size, "mono16", 0, size[1] * 2, labels.view(np.uint8).ravel()
+    )
+
+
+def instance_array(number: int):
+    box, runs = encode_rle(square(number))
+    roi, time = TYPES["sensor_msgs/msg/RegionOfInterest"], TYPES["builtin_interfaces/msg/Time"]
+    place = roi(box.x, box.y, box.height, box.width, False)
+    rle = TYPES["ausm_ros/msg/Rle"](place, np.array(runs, np.uint32))
+    rest = (place, 500, rle, time(0, 0), time(0, 0), 0, 0)
+    instance = TYPES["ausm_ros/msg/Instance"](4, "", 1, 0, 0, -1, "", 0.0, 1.0, *rest)
+    times = [TYPES["builtin_interfaces/msg/Duration"](0, 0)] * 3
+    return TYPES["ausm_ros/msg/InstanceArray"](header(number), "front", *SIZE, 0, number, 0, [instance], *times)
+
+
+def write_bag(
+    path: Path,
+    frames: int = 5,
+    image=raw,
+    truth=label_map,
+    storage: StoragePlugin = StoragePlugin.SQLITE3,
+    late: int = 0,
+    zipped: bool = False,
+) -> Path:
+    """late: images by which each truth comes after its own."""
+    writer = Writer(path, version=9, storage_plugin=storage)
+    if zipped:
+        writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        name = IMAGES if image is raw else f"{IMAGES}/compressed"
+        pictures = writer.add_connection(name, image(0).__msgtype__, typestore=STORE)
+        masks = writer.add_connection(TRUTH, truth(0).__msgtype__, typestore=STORE) if truth else None
+        for number in range(frames + late):
+            received = START + number * PERIOD + 40
+            if number < frames:
+                message = image(number)
+                writer.write(pictures, received, STORE.serialize_cdr(message, message.__msgtype__))
+            if masks and number >= late:
+                message = truth(number - late)
+                writer.write(masks, received, STORE.serialize_cdr(message, message.__msgtype__))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = evaluate_bag.main([*map(str, arguments), *FAST])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_model():
+    """Random weights are the same for every call; building them takes most of the time."""
+    model = ausm.load("nano", device="cpu", weights=False)
+    patch = pytest.MonkeyPatch()
+    values = {"checkpoint": "random:nano", "sha256": "none: random weights", "device": "cpu", "precision": "auto"}
+    patch.setattr(evaluate_bag, "load_model", lambda settings: (model, dict(values)))
+    yield
+    patch.undo()
+
+
+class Page(HTMLParser):
+    """What a browser would show: headings, number of pictures and drawings, and nothing left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._open = tag
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "h2" and data.strip():
+            self.headings.append(data)
+        self._open = ""
+
+
+def test_prompted_by_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag, out = write_bag(tmp_path / "bag"), tmp_path / "out"
+    code, text, err = run(capsys, bag, "--out", out, "--prompt-truth")
+    assert code == 0
+    assert "5/5" in err  # progress
+    line = json.loads(text.splitlines()[-1])
+    report = json.loads((out / "report.json").read_text())
+    assert report["summary"] == {k: v for k, v in line.items() if k != "out"}
+    assert line["frames"] == 5 and line["tracks"] == line["true_tracks"] == 2
+    assert line["fps"] > 0 and 0 < line["latency_p50_ms"] <= line["latency_p95_ms"] <= line["latency_p99_ms"]
+    assert line["rss_late_bytes"] > 2**20 and line["state_bytes"] > 1000
+    assert math.isclose(line["JF"], (line["J"] + line["F"]) / 2, abs_tol=1e-4)
+    assert {"HOTA", "IDF1", "MOTA"} <= line.keys() and "AP" not in line
+    assert [(r["object"], r["from"], r["frames"]) for r in report["objects"]] == [(3, 0, 4), (9, 2, 2)]
+    assert report["frames"]["j"][0] is None  # the prompt itself does not count
+    assert report["input"]["truth_topic"] == TRUTH and report["input"]["topic"] == IMAGES
+    assert line["hash"] in text.splitlines()[-3]  # the table shows what the JSON says
+
+    received = list(read_instances(out / "instances"))
+    assert [to_ns(r.message.header.stamp) for r in received] == [START + k * PERIOD for k in range(5)]
+    assert {r.message.header.frame_id for r in received} == {"front_optical"}
+    assert [i.name for i in received[2].message.instances] == ["truth 3", "truth 9"]
+    drawn = {i.track_id: i for i in received[2].message.instances}
+    assert drawn[2].area == 12 * 20  # on the frame of its prompt an object has the mask it was given
+    assert hash_of(r.message for r in received) == line["hash"]
+
+    page = Page((out / "report.html").read_text())
+    assert page.headings == [
+        "Scores", "J per frame", "Latency per frame", "Objects per frame", "Ids over time", "Memory", "Worst frames",
+        "Tracks", "The same again",
+    ]  # fmt: skip
+    assert page.tags.count("svg") == 5 and page.tags.count("img") == 4  # 4 frames have a J
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
+    assert "script" not in page.tags
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
+def test_discovery_is_the_same_every_time(
+    storage: StoragePlugin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag = write_bag(tmp_path / "bag", storage=storage, late=2, zipped=storage == StoragePlugin.MCAP)
+    lines, masks = [], []
+    for _ in range(2):  # into the same folder: the second run replaces the results of the first
+        code, text, _ = run(capsys, bag, "--out", tmp_path / "out", "--topic", IMAGES)
+        assert code == 0
+        lines.append(json.loads(text.splitlines()[-1]))
+        found = read_instances(tmp_path / "out" / "instances")
+        masks.append([(i.track_id, bytes(i.mask.runs)) for r in found for i in r.message.instances])
+    assert lines[0]["hash"] == lines[1]["hash"] and masks[0] == masks[1] and masks[0]
+    assert {"AP", "AP50", "HOTA", "IDF1", "MOTA"} <= lines[0].keys() and "JF" not in lines[0]
+    assert len((tmp_path / "out" / "report.html").read_text()) > 10_000
+
+
+def test_other_pixels_give_another_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hashes = set()
+    for name, image in (("raw", raw), ("jpeg", jpeg)):
+        bag = write_bag(tmp_path / name, frames=3, image=image)
+        _, text, _ = run(capsys, bag, "--out", tmp_path / f"{name}_out", "--prompt-truth")
+        hashes.add(json.loads(text.splitlines()[-1])["hash"])
+    assert len(hashes) == 2  # JPEG changes the pixels, so it must change the masks
+
+
+def test_without_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag = write_bag(tmp_path / "bag", truth=None)
+    code, text, _ = run(capsys, bag, "--out", tmp_path / "out", "--max-frames", 3)
+    line = json.loads(text.splitlines()[-1])
+    assert code == 0 and line["frames"] == 3 and "HOTA" not in line
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "Frames" in page.headings and "J per frame" not in page.headings
+    assert page.tags.count("img") == 3
+
+
+def test_instances_as_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag = write_bag(tmp_path / "bag", frames=3, truth=instance_array)
+    code, text, _ = run(capsys, bag, "--out", tmp_path / "out", "--truth-topic", TRUTH, "--prompt-truth", "--discover")
+    line = json.loads(text.splitlines()[-1])
+    assert code == 0 and line["true_tracks"] == 1 and line["objects"] == 1
+
+
+def corrupt(path: Path) -> Path:
+    bag = write_bag(path)
+    (bag / f"{path.name}.db3").write_bytes(b"SQLite format 3\0" + bytes(4000))
+    return bag
+
+
+def without_images(path: Path) -> Path:
+    with Writer(path, version=9) as writer:
+        connection = writer.add_connection("/text", "std_msgs/msg/String", typestore=get_typestore(Stores.ROS2_JAZZY))
+        data = STORE.serialize_cdr(TYPES["std_msgs/msg/String"]("no camera"), "std_msgs/msg/String")
+        writer.write(connection, START, data)
+    return path
+
+
+def empty_video(path: Path) -> Path:
+    path.with_suffix(".mp4").touch()
+    return path.with_suffix(".mp4")
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "words"),
+    [
+        (corrupt, (), "not a readable rosbag2"),
+        (lambda path: path, (), "no such file"),
+        (without_images, (), "Image topics: none"),
+        (lambda path: write_bag(path, frames=0), (), "image topics to choose from"),
+        (lambda path: write_bag(path, frames=0), ("--topic", IMAGES), "holds no frame"),
+        (empty_video, (), "cannot be decoded as a video"),
+        (write_bag, ("--topic", "/rear/image"), f"no image topic /rear/image. Image topics: {IMAGES} (5 of Image)"),
+        (write_bag, ("--truth-topic", "/rear/truth"), "no truth topic /rear/truth. Topics that may hold masks: /"),
+        (lambda path: write_bag(path, truth=lambda k: label_map(k, (32, 48))), (), "is 48x32, the images are 96x64"),
+        (lambda path: write_bag(path, truth=lambda k: label_map(k + 100)), (), f"no stamp of {IMAGES} is also one of"),
+        (lambda path: write_bag(path, truth=None), ("--prompt-truth",), "--prompt-truth needs true masks"),
+        (write_bag, ("--no-discover",), "there is nothing to follow"),
+        (write_bag, ("--max-frames", "0"), "at least 1"),
+        (write_bag, ("--seed", "-1"), "outside 0"),
+    ],
+)  # fmt: skip
+def test_refusals(make, arguments, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag, out = make(tmp_path / "bag"), tmp_path / "out"
+    code, text, err = run(capsys, bag, "--out", out, *arguments)
+    last = err.splitlines()[-1]
+    assert code == 2 and text == ""
+    assert last.startswith("evaluate_bag: error: ") and words in last
+    assert "Traceback" not in err
+    assert not (out / "instances").exists() and not (out / "report.json").exists()
+
+
+def test_images_that_end_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(number: int):
+        message = raw(number)
+        if number == 3:
+            message.data = message.data[:100]
+        return message
+
+    bag = write_bag(tmp_path / "bag", image=lambda number: broken(number), truth=None)
+    code, _, err = run(capsys, bag, "--out", tmp_path / "out")
+    assert code == 2 and "frame 3" in err.splitlines()[-1]
+    assert not (tmp_path / "out" / "instances").exists()
+
+
+def test_nothing_of_others_is_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag = write_bag(tmp_path / "instances")
+    code, _, err = run(capsys, bag, "--out", tmp_path)
+    assert code == 2 and "choose another --out" in err
+    other = write_bag(tmp_path / "other")
+    code, _, err = run(capsys, other, "--out", tmp_path)
+    assert code == 2 and "not of an earlier evaluation" in err
+    assert (bag / "metadata.yaml").exists()
+
+
+def test_truth_is_found_by_its_name_and_stamp(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", late=2)
+    assert find_truth(bag) == TRUTH and find_truth(bag, IMAGES) == IMAGES
+    reader = TruthReader(bag, TRUTH)
+    assert reader.at(START + 17, *SIZE) is None
+    first = reader.at(START, *SIZE)
+    assert first is not None and list(first) == [3] and np.array_equal(first[3], square(0))
+    assert reader.at(START, *SIZE) is None  # handed out once
+    third = reader.at(START + 2 * PERIOD, *SIZE)
+    assert third is not None and sorted(third) == [3, 9]
+    with pytest.raises(SizeError, match="96x64"):
+        reader.at(START + 3 * PERIOD, 10, 10)
+    with pytest.raises(InputError, match="/text is std_msgs/msg/String, not sensor_msgs"):
+        find_truth(without_images(tmp_path / "text"), "/text")
+
+
+def test_scores_by_hand() -> None:
+    scorer = BagScorer(prompted=True, height=64, width=96, frames=3)
+    mask = square(0)
+    half = mask.copy()
+    half[20:] = False  # the upper 10 of 20 rows
+    scorer.started(7, 1, 0)
+    assert math.isnan(scorer.feed(0, {1: mask}, {1: 0.9}, {7: mask}))
+    assert scorer.feed(1, {1: mask}, {1: 0.9}, {7: mask}) == 1.0
+    assert scorer.feed(2, {1: half}, {1: 0.9}, {7: mask}) == 0.5
+    figures, objects, notes = scorer.finish()
+    assert figures["J"] == 75.0 and not notes and figures["true_tracks"] == 1
+    assert [(o["object"], o["track_id"], o["frames"]) for o in objects] == [(7, 1, 2)]
+
+
+def test_ap_by_hand() -> None:
+    scorer = BagScorer(prompted=False, height=64, width=96, frames=3)
+    a, b = square(0), square(0, row=40)
+    for frame in range(3):
+        found = {5: a} if frame < 2 else {5: a, 6: b}
+        assert scorer.feed(frame, found, dict.fromkeys(found, 0.8), {1: a}) == 1.0
+    figures, _, _ = scorer.finish()
+    assert figures["AP"] == pytest.approx(100.0)  # of two found tracks with equal scores, the true one came first
+    assert figures["predicted_tracks"] == 2 and figures["false"] == 1
+    assert figures["MOTA"] == pytest.approx(100 * 2 / 3)
+    too_long = BagScorer(prompted=False, height=2160, width=3840, frames=1000)
+    too_long.feed(0, {1: a}, {1: 1.0}, {1: a})
+    figures, _, notes = too_long.finish()
+    assert "AP" not in figures and "--max-frames" in notes[0] and figures["HOTA"] == pytest.approx(100.0)
+
+
+def test_matched_overlap() -> None:
+    a, b = square(0), square(0, row=40)
+    assert matched_overlap({1: a, 2: b}, {8: b, 9: a}) == 1.0
+    assert matched_overlap({1: a}, {8: b, 9: a}) == 0.5
+    assert matched_overlap({}, {8: b}) == 0.0
+    assert math.isnan(matched_overlap({1: a}, {}))
+
+
+def test_worst_frames_lie_apart() -> None:
+    j = [0.5] * 100
+    j[40], j[41], j[90] = 0.1, 0.2, 0.3
+    chosen = choose_frames(j)
+    assert chosen[:2] == [40, 90] and len(chosen) == 6
+    assert all(abs(a - b) >= 8 for a in chosen for b in chosen if a != b)
+    assert choose_frames([None] * 11) == [0, 2, 4, 6, 8, 10]
+    assert choose_frames([None, 0.5]) == [1]
+
+
+def test_plots() -> None:
+    assert nice_ticks(0, 100) == [0, 25, 50, 75, 100]
+    ticks = nice_ticks(0, 0.0)
+    assert len(ticks) >= 2 and ticks[0] == 0
+    spike = [0.0] * 5000
+    spike[3333] = 9.0
+    assert max(v for _, v in thin(spike, highest=True)) == 9.0 and len(thin(spike, highest=True)) <= 1000
+    gap = plot("p", [Curve("c", [1.0, 2.0, math.nan, 3.0], "red")])
+    assert gap.count("<polyline") == 1 and gap.count("<circle") == 1 and "nan" not in gap
+    assert "nan" not in plot("p", [Curve("c", [math.nan], "red")])
