@@ -17,7 +17,7 @@ from PIL import Image
 
 from ausm.errors import AusmError, CapacityError, EmptyMaskError, ImageError, SizeError, UnknownIdError
 from ausm.image_encodings import read_header
-from ausm.masks import decode_rle
+from ausm.masks import Box, decode_rle
 
 MAX_POINTS = 1000  # per prompt
 MAX_NAME = 256  # characters
@@ -75,11 +75,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectPrompt:
-    """One checked prompt: a mask of the size of the camera image."""
+    """One checked prompt: a mask of the size of the camera image.
+
+    Of a box or points the mask is the plain shape; the model may know better when it is applied (`ausm.prompts`).
+    """
 
     mask: np.ndarray  # (H, W) bool, at least one pixel
     track_id: int = 0  # 0 = new object
     name: str = ""
+    box: Box | None = None
+    points: tuple[tuple[int, int, int], ...] = ()  # x, y, label
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _from_png(message: Any, scene: Scene) -> np.ndarray:
 
 
 def _from_box(roi: Any, scene: Scene) -> np.ndarray:
-    """(H, W) bool: the filled rectangle (the paper's own way to prompt by box)."""
+    """(H, W) bool: the filled rectangle."""
     x, y, width, height = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
     if x + width > scene.width or y + height > scene.height:
         raise Refusal(
@@ -226,6 +231,16 @@ def check_count(prompts: Sequence[Any], limit: int) -> None:
         raise Refusal(Code.TOO_MANY, f"{len(prompts)} prompts in one request, at most {limit} are accepted")
 
 
+def _checked(prompt: Any, scene: Scene, track_id: int, name: str) -> ObjectPrompt:
+    mask, box, points = mask_of(prompt, scene), None, list[tuple[int, int, int]]()
+    if prompt.type == PromptType.BOX:
+        box = Box(prompt.box.x_offset, prompt.box.y_offset, prompt.box.width, prompt.box.height)
+    elif prompt.type == PromptType.POINTS:
+        xs, ys, labels = prompt.point_x, prompt.point_y, prompt.point_labels
+        points = [(int(x), int(y), int(v)) for x, y, v in zip(xs, ys, labels, strict=True)]
+    return ObjectPrompt(mask, track_id, name, box, tuple(points))
+
+
 def check_prompts(prompts: Sequence[Any], scene: Scene, reserved: Collection[str] = ()) -> list[ObjectPrompt | Refusal]:
     """Checks each `msg/Prompt` on its own and against those before it; same order as the request.
 
@@ -249,7 +264,7 @@ def check_prompts(prompts: Sequence[Any], scene: Scene, reserved: Collection[str
                 raise Refusal(
                     Code.CAPACITY_EXCEEDED, f"capacity {scene.capacity}, {scene.pinned + new} prompted objects in use"
                 )
-            checked.append(ObjectPrompt(mask_of(prompt, scene), track_id, name))
+            checked.append(_checked(prompt, scene, track_id, name))
         except Refusal as refusal:
             checked.append(refusal)
             continue

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ausm.errors import AusmError
+from ausm.errors import AusmError, SizeError
+from ausm.prompts import box_mask, points_mask
 from ausm.tracks import Source, StepOutput, Track, TrackState
 from ausm_ros.history import History, Moment
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome, Scene, code_of
@@ -154,6 +155,18 @@ class Session:
             outcomes.append(Outcome(Code.OK, "", track_id, iou))
         return outcomes
 
+    def _mask(self, prompt: ObjectPrompt) -> np.ndarray:
+        """The (H, W) mask to show the stream: of a box or points the model's own idea of the object, if it has one."""
+        current = self.stream.current
+        if current is not None and prompt.mask.shape != (current.height, current.width):
+            given, image = prompt.mask.shape, (current.height, current.width)
+            raise SizeError(f"prompt for an image of {given[0]}x{given[1]}, it is now {image[0]}x{image[1]}")
+        if prompt.box is not None:
+            return box_mask(self.stream, prompt.box)
+        if prompt.points:
+            return points_mask(self.stream, [p[:2] for p in prompt.points], [p[2] for p in prompt.points])
+        return prompt.mask
+
     def _start(self, prompts: Sequence[ObjectPrompt]) -> list[int]:
         """The ids of the objects. The stream takes new and live ones in separate calls: undone if one fails."""
         new = [i for i, p in enumerate(prompts) if p.track_id == 0]
@@ -163,7 +176,7 @@ class Session:
         try:
             for group in (again, new):  # live ones first: a new object may displace a discovered one
                 if group:
-                    masks = np.stack([prompts[i].mask for i in group])
+                    masks = np.stack([self._mask(prompts[i]) for i in group])
                     live = [prompts[i].track_id for i in group] if group is again else None
                     for i, track_id in zip(
                         group, self.stream.prompt(masks, live, [prompts[i].name for i in group]), strict=True

@@ -220,7 +220,9 @@ def test_box_and_points_are_prompts_too(camera: Robot) -> None:
     answer = camera.add_and_show(box, points)
     assert answer.success, answer
     message = camera.answer("camera", to_ns(answer.applied_stamp), 10)
-    assert message is not None and {i.name: i.area for i in message.instances}["box"] == 400
+    assert message is not None
+    found = {i.name: i for i in message.instances}
+    assert found["box"].area and found["dot"].area  # of what shape is the model's affair
 
 
 def test_unknown_camera(camera: Robot) -> None:

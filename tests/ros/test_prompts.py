@@ -183,6 +183,20 @@ def test_ids_and_names() -> None:
     assert codes(by_rle(square() & False, name="a"), by_rle(square(), name="a")) == [Code.EMPTY_MASK, Code.OK]
 
 
+def test_boxes_and_points_keep_their_shape_for_the_model() -> None:
+    [box, points, mask] = check_prompts(
+        [
+            prompt(type=3, box=roi(4, 3, 5, 5)),
+            prompt(type=4, point_x=[4, 12], point_y=[5, 6], point_labels=[1, 0]),
+            by_rle(square()),
+        ],
+        SCENE,
+    )
+    assert isinstance(box, ObjectPrompt) and box.box == (4, 3, 5, 5) and box.points == ()
+    assert isinstance(points, ObjectPrompt) and points.points == ((4, 5, 1), (12, 6, 0)) and points.box is None
+    assert isinstance(mask, ObjectPrompt) and mask.box is None and mask.points == ()
+
+
 def test_only_prompted_objects_count_against_the_capacity() -> None:
     assert codes(*[by_rle(square())] * 4) == [Code.OK] * 3 + [Code.CAPACITY_EXCEEDED]
     assert codes(by_rle(square(), track_id=3), *[by_rle(square())] * 3) == [Code.OK] * 4

@@ -9,6 +9,7 @@ import pytest
 from scripted_stream import ScriptedStream
 
 from ausm.errors import ImageError
+from ausm.masks import Box
 from ausm_ros.counts import CameraCounts
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
@@ -225,6 +226,24 @@ def test_mixed_prompts_are_undone_together_or_applied_apart(bench: Bench) -> Non
     assert [o.code for o in outcomes] == [Code.OK, Code.OK, Code.CAPACITY_EXCEEDED]
     assert outcomes[0].track_id == 2 and outcomes[0].iou_with_prompt == 0.0  # the object was elsewhere
     assert (report.output.tracks[1].mask == moved).all() and len(report.output.tracks) == 5
+
+
+def test_box_and_points_are_shaped_by_the_model_when_applied(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idea = np.zeros(SIZE, np.bool_)
+    idea[1:7, 2:9] = True
+    asked: list[Any] = []
+    for name in ("box_mask", "points_mask"):
+        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: asked.append(shape) or idea)
+    bench.show()
+    shapes = [prompt(box=Box(3, 2, 5, 3)), prompt(points=((4, 3, 1), (9, 6, 0)))]
+    request = PromptRequest(shapes, atomic=True)
+    bench.tasks[0].post_prompts(request)
+    report = bench.show()
+    assert asked == [(Box(3, 2, 5, 3),), ([(4, 3), (9, 6)], [1, 0])]
+    assert all((t.mask == idea).all() for t in report.output.tracks)
+    assert [o.iou_with_prompt for o in request.future.result(10).outcomes] == pytest.approx([15 / 42] * 2)
 
 
 def test_not_finite_output_resets_and_is_counted(bench: Bench) -> None:
