@@ -156,6 +156,19 @@ def score_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [(name, str(summary[key])) for key, name in COUNTS.items() if summary.get(key) is not None]
 
 
+def live_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the running node did with the same recording; nothing without --live."""
+    if not (live := summary.get("live")):
+        return []
+    delay = f"{live['latency_p50_ms']:.1f} ms median, {live['latency_p95_ms']:.1f} p95, image to subscriber"
+    return [
+        ("live frames", f"{live['frames_out']} of {live['frames_in']}, {live['dropped']} dropped; {live['why']}"),
+        ("live rate", f"{live['fps_in']:.1f} Hz in, {live['fps_out']:.1f} Hz out"),
+        *([("live latency", delay)] if "latency_p50_ms" in live else []),
+        *((f"live {name}", value) for name, value in score_rows(live)),
+    ]
+
+
 def table(report: dict[str, Any]) -> str:
     """The report in lines for people."""
     s, source = report["summary"], report["input"]
@@ -170,6 +183,7 @@ def table(report: dict[str, Any]) -> str:
         ("state", f"{s['state_bytes'] * mb:.2f} MiB"),
         ("tracks", str(s["tracks"])),
         *score_rows(s),
+        *live_rows(s),
         ("hash", s["hash"]),
         *(("note", note) for note in report["notes"]),
     ]

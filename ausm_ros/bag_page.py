@@ -15,7 +15,7 @@ from ausm.bag_masks import TruthReader
 from ausm.io import FrameSource
 from ausm.tracks import Source
 from ausm.visualize import Drawn, colour_of, contact_sheet, draw_tracks
-from ausm_ros.bag_figures import EARLY, score_rows
+from ausm_ros.bag_figures import EARLY, live_rows, score_rows
 from ausm_ros.instance_bag import read_instances
 from ausm_ros.messages import to_drawn, to_ns
 from ausm_ros.svg import Bar, Curve, plot, timeline
@@ -187,6 +187,15 @@ def _memory(report: dict[str, Any]) -> list[str]:
     return ["<h2>Memory</h2>", f"<p>{text}</p>", plot("Memory", [Curve("rss", rss, BLUE)], "MiB")]
 
 
+def _live(report: dict[str, Any]) -> list[str]:
+    rows = [
+        (html.escape(name.removeprefix("live ")), html.escape(value)) for name, value in live_rows(report["summary"])
+    ]
+    text = "The same recording played to the running node at its own rate. Every image is judged by the result of the "
+    text += "newest image that was processed."
+    return ["<h2>Live</h2>", f"<p>{text}</p>", _html_table(["measure", ""], rows)] if rows else []
+
+
 def _tracks(report: dict[str, Any]) -> list[str]:
     rows = []
     for t in report["tracks"]:
@@ -204,7 +213,8 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
     source, model, summary = report["input"], report["model"], report["summary"]
     title = f"Evaluation of {Path(source['path']).name}"
     where = f"{source['path']}, {source['topic']}, {source['width']}x{source['height']}, {summary['frames']} frames"
-    settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in report["settings"].items() if v is not None)
+    values = {k.replace("_", " "): v for k, v in report["settings"].items() if v is not None}
+    settings = ", ".join(f"{k} {('off', 'on')[v] if isinstance(v, bool) else v}" for k, v in values.items())
     rate = f" at {source['rate_hz']:.1f} Hz" if source["rate_hz"] else ""
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(where + rate)}<br>"]
     parts[-1] += html.escape(f"model {model['checkpoint']} on {model['device']}; {settings}") + "<br>"
@@ -228,7 +238,7 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
         parts.append(f'<div class="side">{"".join(tables)}</div>')
     else:
         parts.append("<p>The bag holds no truth to compare with.</p>")
-    parts += [*_plots(report), *_timeline(report), *_memory(report)]
+    parts += [*_plots(report), *_timeline(report), *_memory(report), *_live(report)]
     scored = any(value is not None for value in report["frames"]["j"])
     text = "Left: what was found; right: the truth. Lowest J first." if scored else "Spread over the recording."
     parts += [f"<h2>{'Worst frames' if scored else 'Frames'}</h2>", f"<p>{text}</p>", *map(_embed, pictures)]

@@ -3,7 +3,8 @@
 Reads a rosbag2 (sqlite3 or mcap, raw or compressed images). Nothing is dropped and no clock is involved: the same bag,
 checkpoint, seed and device give the same masks to the bit, and the hash that is printed says so. With true masks in the
 bag (`ausm simulate` writes them) the results are scored. DIR gets instances/ (a rosbag2 of InstanceArray messages with
-the stamps of the images), report.json and report.html, one file to open in a browser.
+the stamps of the images), report.json and report.html, one file to open in a browser. --live adds what the running node
+does with the same recording in real time.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ausm.io import Frame, FrameSource, open_frames
 from ausm.tracks import StepOutput
 from ausm_ros.bag_figures import BAG, HTML, REPORT, FrameRow, Run, make_report, table
 from ausm_ros.bag_hash import MaskHash
+from ausm_ros.bag_live import make_plan, run_live
 from ausm_ros.bag_page import write_page
 from ausm_ros.bag_scores import BagScorer
 from ausm_ros.instance_bag import InstanceBagWriter
@@ -169,6 +171,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
     parser.add_argument("--max-frames", metavar="N", type=int, help="stop after so many frames")
+    parser.add_argument(
+        "--live", action="store_true", help="then play it to the running node at its real rate: drops, latency, scores"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (auto)")
     parser.add_argument("--threads", metavar="N", type=int, default=0, help="CPU threads (0: PyTorch's own choice)")
     return parser
@@ -178,6 +183,8 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     """One evaluation with all its files; returns the report. Raises AusmError, OSError."""
     if options.max_frames is not None and options.max_frames < 1:
         raise AusmError(f"--max-frames {options.max_frames}: at least 1")
+    if options.live and options.prompt_truth:
+        raise AusmError("--live plays without prompts: it does not go with --prompt-truth")
     settings = make_node_settings(options)
     source = open_frames(options.bag, options.topic)
     if source.kind != "rosbag2":
@@ -204,8 +211,19 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {"discovery": settings.discovery, "prompt_truth": options.prompt_truth, "seed": settings.seed}
     chosen |= {"short_side": options.short_side, "max_frames": options.max_frames}
     report = make_report(source, truth.topic if truth else None, model_values, chosen, run, scorer)
+    failure: AusmError | None = None
+    if options.live:
+        plan = make_plan(options.bag, options.topic, len(run.frames), (source.height, source.width), settings)
+        again = TruthReader(options.bag, truth.topic) if truth else None
+        try:
+            report["summary"]["live"] = run_live(plan, options.out, again, [row.stamp_ns for row in run.frames])
+        except AusmError as error:  # told at the end: what was found so far is kept
+            failure = error
+            report["notes"].append(str(error))
     (options.out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     write_page(options.out / HTML, report, source, truth and TruthReader(options.bag, truth.topic), options.out / BAG)
+    if failure is not None:
+        raise failure
     return report
 
 

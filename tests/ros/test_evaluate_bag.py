@@ -13,16 +13,21 @@ from rosbags.typesys import Stores, get_typestore
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+from ausm_ros.msg import Instance, InstanceArray
+
 import ausm
 from ausm.bag_masks import TruthReader, find_truth
-from ausm.errors import InputError, SizeError
+from ausm.errors import AusmError, InputError, SizeError
 from ausm.masks import encode_rle
 from ausm_ros import evaluate_bag
+from ausm_ros.bag_figures import live_rows
 from ausm_ros.bag_hash import hash_of
+from ausm_ros.bag_live import score_live
 from ausm_ros.bag_page import choose_frames
 from ausm_ros.bag_scores import BagScorer, matched_overlap
-from ausm_ros.instance_bag import read_instances, type_store
-from ausm_ros.messages import to_ns
+from ausm_ros.demo_report import Recording
+from ausm_ros.instance_bag import Received, read_instances, type_store
+from ausm_ros.messages import to_ns, to_rle, to_time
 from ausm_ros.svg import Curve, nice_ticks, plot, thin
 
 SIZE = (64, 96)
@@ -349,6 +354,36 @@ def test_matched_overlap() -> None:
     assert matched_overlap({1: a}, {8: b, 9: a}) == 0.5
     assert matched_overlap({}, {8: b}) == 0.0
     assert math.isnan(matched_overlap({1: a}, {}))
+
+
+def test_live_images_are_judged_by_the_newest_result(tmp_path: Path) -> None:
+    """Of five played images two are processed: both squares are right for their own image only."""
+    bag = write_bag(tmp_path / "bag")
+    stamps = [START + k * PERIOD for k in range(5)]
+    played = [10**12 + k * PERIOD for k in range(5)]
+    received = []
+    for k in (0, 4):
+        message = InstanceArray(height=SIZE[0], width=SIZE[1])
+        message.header.stamp = to_time(played[k])
+        message.instances = [Instance(track_id=1, score=0.9, mask=to_rle(square(k)))]
+        received.append(Received("/perception/camera/instances", played[k], message))
+    recording = Recording(played, list(range(5)), 0.0, None, received, [], [], [])
+    figures = score_live(recording, TruthReader(bag, TRUTH), stamps, SIZE)
+    assert figures["true_tracks"] == 2 and figures["predicted_tracks"] == 1
+    assert (
+        figures["missed"] == 3 + 2 and figures["false"] == 2
+    )  # object 9 on 3 images; two squares 8 and 12 pixels late
+    with pytest.raises(AusmError, match="does not go with --prompt-truth"):
+        evaluate_bag.run_evaluation(
+            evaluate_bag.make_parser().parse_args([str(bag), "--out", str(tmp_path), "--live", "--prompt-truth"])
+        )
+
+
+def test_live_figures_are_in_the_table() -> None:
+    live = {"frames_in": 9, "frames_out": 6, "dropped": 3, "why": "slow", "fps_in": 10.0, "fps_out": 6.5, "IDF1": 41.26}
+    rows = dict(live_rows({"live": live | {"latency_p50_ms": 120.04, "latency_p95_ms": 200.0}}))
+    assert rows["live frames"] == "6 of 9, 3 dropped; slow" and rows["live IDF1"] == "41.3"
+    assert rows["live latency"].startswith("120.0 ms median, 200.0 p95") and live_rows({}) == []
 
 
 def test_worst_frames_lie_apart() -> None:
