@@ -23,6 +23,7 @@ from ausm.checks import check_image, check_masks, check_size
 from ausm.class_names import CLASS_NAMES
 from ausm.config import DYNAMIC_FIELDS, StreamConfig
 from ausm.errors import AusmError, SizeError
+from ausm.inference import frame_model
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
@@ -31,7 +32,7 @@ from ausm.state import StreamState
 from ausm.tracks import Source, StepOutput, Track, TrackState
 
 SNAPSHOT = ("_frame", "_geometry", "_state", "_M", "_masks", "_waiting", "_removed", "_current")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"auto": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stream:
@@ -51,12 +52,12 @@ class Stream:
         if precision not in PRECISIONS:
             raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
         config = config or StreamConfig()
-        self.model = model
+        self.model, self.precision = frame_model(model, precision)
         self._check_head(config.head)
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed
         self.capacity = min(config.capacity or model.config.N_id, model.config.N_id)
-        self._precision = PRECISIONS[precision]
+        self._precision = PRECISIONS[self.precision] if self.model is model else None  # a copy has its own types
         self._device = model.X_0.device
         self.reset()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ausm.config import PRESETS, AusmConfig, config_from_dict, config_to_dict
 from ausm.errors import CheckpointError
+from ausm.inference import mark_constant
 from ausm.model import AUSM
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"  # released ones, package data
@@ -75,18 +76,23 @@ def read_metadata(path: str | Path) -> tuple[AusmConfig, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path} has unusable metadata: {error}") from error
 
 
-def load(name_or_path: str | Path, device: str = "auto", weights: bool = True) -> AUSM:
-    """The model of a checkpoint, in eval mode. `weights=False`: a preset by name with random weights (for tests)."""
+def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, fuse: bool = True) -> AUSM:
+    """The model of a checkpoint, in eval mode. `weights=False`: a preset by name with random weights (for tests).
+
+    `fuse`: its streams on a CPU run a faster copy (`ausm.inference`), so its weights must not be changed afterwards.
+    """
     target = resolve_device(device)
     if not weights:
         if name_or_path not in PRESETS:
             raise CheckpointError(f"no preset {str(name_or_path)!r}, presets are {sorted(PRESETS)}")
-        return AUSM(PRESETS[str(name_or_path)]()).eval().to(target)
+        model = AUSM(PRESETS[str(name_or_path)]()).eval().to(target)
+        return mark_constant(model) if fuse else model
     path = resolve(name_or_path)
     config, _ = read_metadata(path)
     model = AUSM(config)
     load_into(model, path)
-    return model.eval().to(target)
+    model = model.eval().to(target)
+    return mark_constant(model) if fuse else model
 
 
 def load_into(model: AUSM, path: Path) -> None:

@@ -271,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     manifest: dict[str, Any] = {"revision": git_revision()}
     if args.init:
-        model = weights.load(args.init, "cpu")
+        model = weights.load(args.init, "cpu", fuse=False)
         manifest["recipe"] = weights.read_metadata(args.init)[1].get("recipe", [])
     else:
         model = AUSM(PRESETS[args.preset]())

@@ -1,0 +1,51 @@
+"""The attention kernel of `ausm/csrc` for inference in bfloat16, where the CPU multiplies bfloat16 pairs (AVX512-BF16).
+
+PyTorch's own kernel widens to float32 there: this one takes less than half its time (docs/benchmarks.md).
+"""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from ausm.native import library
+
+WIDTHS = (16, 32, 64)  # channels per head that are compiled
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+
+
+@functools.cache
+def available(width: int) -> bool:
+    """Whether the kernel takes heads of `width` channels on this machine; compiles it on the first call."""
+    if width not in WIDTHS or library() is None:
+        return False
+    return attend(*(torch.zeros(1, n, width, dtype=torch.bfloat16) for n in (1, 2, 2)), heads=1) is not None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor | None:
+    """softmax(q k^T / sqrt(D / heads)) v per head. q (B, Nq, D), k and v (B, Nk, D) bfloat16 -> (B, Nq, D).
+
+    mask: bool (B, 1, Nq, Nk), which keys may be read, at least one per query, or bfloat16 (1, heads, Nq, Nk), added to
+    the scores, or None. Returns None for tensors that the kernel does not take. No gradient.
+    """
+    native = library()
+    B, queries, D = q.shape
+    keys = k.shape[1]
+    fits = k.shape == v.shape == (B, keys, D) and keys > 0 and D % heads == 0
+    if native is None or not fits or any(t.dtype != torch.bfloat16 or not t.is_cpu for t in (q, k, v)):
+        return None
+    shapes = {torch.bool: (B, 1, queries, keys), torch.bfloat16: (1, heads, queries, keys)}
+    if mask is not None:
+        if mask.shape != shapes.get(mask.dtype):
+            return None
+        mask = mask.contiguous()
+    allowed, bias = (mask.data_ptr() if mask is not None and mask.dtype == t else None for t in shapes)
+    q, k, v = (t if t.stride(2) == 1 and t.stride(0) == t.shape[1] * t.stride(1) else t.contiguous() for t in (q, k, v))
+    out = torch.empty(B, queries, D, dtype=torch.bfloat16)
+    status = native.ausm_attention(
+        _INT(torch.get_num_threads()), *map(_LONG, (B, heads, queries, keys, D // heads)),
+        _POINTER(q.data_ptr()), _LONG(q.stride(1)), _POINTER(k.data_ptr()), _LONG(k.stride(1)),
+        _POINTER(v.data_ptr()), _LONG(v.stride(1)), _POINTER(allowed), _POINTER(bias), _POINTER(out.data_ptr()),
+    )  # fmt: skip
+    return out if status == 0 else None
