@@ -15,7 +15,7 @@ from ausm.bag_masks import TruthReader
 from ausm.io import FrameSource
 from ausm.tracks import Source
 from ausm.visualize import Drawn, colour_of, contact_sheet, draw_tracks
-from ausm_ros.bag_figures import EARLY, live_rows, score_rows
+from ausm_ros.bag_figures import EARLY, score_rows
 from ausm_ros.instance_bag import read_instances
 from ausm_ros.messages import to_drawn, to_ns
 from ausm_ros.svg import Bar, Curve, plot, timeline
@@ -105,8 +105,8 @@ def draw_pictures(
             true = [Drawn(track_of.get(i, i), m, f"(truth {i})", 1.0, Source.PROMPT) for i, m in known.items()]
             panes.append(draw_tracks(*_enlarge(frame.image, true)))
         seconds = (frame.stamp_ns - frames["stamp_ns"][0]) / 1e9
-        caption = f"frame {frame.index}, {seconds:.2f} s, {frames['objects'][k]} objects found"
-        caption += f", {len(known)} true" if known is not None else ""
+        caption = f"frame {frame.index}, {seconds:.2f} s, found: {frames['objects'][k]}"
+        caption += f", true: {len(known)}" if known is not None else ""
         caption += f", J {100 * j:.1f}" if j is not None else ""
         drawn[k] = Picture(caption, contact_sheet(panes, columns=len(panes), width=PANE, gap=4))
     return [drawn[k] for k in chosen]
@@ -188,12 +188,21 @@ def _memory(report: dict[str, Any]) -> list[str]:
 
 
 def _live(report: dict[str, Any]) -> list[str]:
-    rows = [
-        (html.escape(name.removeprefix("live ")), html.escape(value)) for name, value in live_rows(report["summary"])
-    ]
+    summary = report["summary"]
+    if not (live := summary.get("live")):
+        return []
     text = "The same recording played to the running node at its own rate. Every image is judged by the result of the "
-    text += "newest image that was processed."
-    return ["<h2>Live</h2>", f"<p>{text}</p>", _html_table(["measure", ""], rows)] if rows else []
+    text += f"newest image that was processed: {live['frames_out']} of {live['frames_in']}, {live['dropped']} dropped"
+    text += f" ({live['why']}). " if live["dropped"] else ". "
+    text += "Live latency is from the stamp of an image to a subscriber's receipt of its masks."
+    every, alive = dict(score_rows(summary)), dict(score_rows(live))
+    rows = [["frames processed", str(summary["frames"]), str(live["frames_out"])]]
+    rows += [["frames / s", f"{summary['fps']:.1f}", f"{live['fps_out']:.1f}"]]
+    for name in ("p50", "p95", "max"):
+        if (key := f"latency_{name}_ms") in live:
+            rows.append([f"latency {name}, ms", f"{summary[key]:.1f}", f"{live[key]:.1f}"])
+    rows += [[html.escape(name), every[name], value] for name, value in alive.items() if name in every]
+    return ["<h2>Live</h2>", f"<p>{html.escape(text)}</p>", _html_table(["measure", "every image", "live"], rows)]
 
 
 def _tracks(report: dict[str, Any]) -> list[str]:
