@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,14 @@ def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
         model = ausm.load(name, device=settings.device)
         digest = sha256(resolve(name))
     device = next(model.parameters()).device
-    return model, {"checkpoint": name, "sha256": digest, "device": str(device), "precision": settings.precision}
+    return model, {"checkpoint": name, "sha256": digest, "device": str(device)}
+
+
+def precision_of(settings: Settings, device: torch.device) -> str:
+    """The arithmetic to use: `auto` is bf16 on a GPU, which has units for it, and fp32 on a CPU."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def stream_config(settings: Settings) -> "ausm.StreamConfig":
@@ -91,8 +98,15 @@ class Runtime:
         started = time.monotonic()
         model, self.model_values = load_model(settings)
         self.device = next(model.parameters()).device
+        precision = precision_of(settings, self.device)
+        self.model_values["precision"] = precision
         make_stream = partial(
-            ausm.Stream, model, discover=settings.discovery, seed=settings.seed, config=stream_config(settings)
+            ausm.Stream,
+            model,
+            discover=settings.discovery,
+            seed=settings.seed,
+            config=stream_config(settings),
+            precision=precision,
         )
         self._epochs = epochs
         unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
@@ -205,8 +219,3 @@ class Runtime:
         if camera not in self.cameras:
             raise Refusal(Code.UNKNOWN_CAMERA, f"no camera '{camera[:60]}', cameras: {' '.join(self.cameras)}")
         return self.cameras[camera]
-
-
-def with_values(settings: Settings, **values: Any) -> Settings:
-    """Settings with some fields replaced."""
-    return replace(settings, **values)
