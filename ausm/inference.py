@@ -23,7 +23,8 @@ from ausm.model import AUSM
 
 LOG = logging.getLogger("ausm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the backbone's maps, relative: rounding stays below, a wrong order does not
+# Of the backbone's maps, relative: rounding stays below it, a wrong order of layers does not
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 FASTER = 1.15  # bfloat16 rounds: chosen only if a step gains this much
 SELF_TEST_SIDE = 256  # pixels, of the square image of the self-test
 SELF_TEST_STEPS = 4
@@ -214,7 +215,7 @@ class PackedLinear(nn.Module):
 class PackedPointwise(PackedLinear):
     """A 1x1 convolution as a product over the pixels: (B, C, H, W) -> (B, C', H, W), channels last.
 
-    As a convolution its packed layout suits one image size and number of threads, and can be 30 times slower for others.
+    As a convolution its packed layout suits one image size and number of threads, for others it can be 30 times slower.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, attribute: Attribute) -> None:
