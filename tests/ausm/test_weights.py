@@ -43,7 +43,8 @@ def test_round_trip(model: AUSM, saved: Path) -> None:
     assert not list(saved.parent.glob("*.partial"))
     second = saved.with_name("again.safetensors")
     weights.save(second, loaded, MANIFEST)
-    assert all(torch.equal(v, load_file(second)[k]) for k, v in load_file(saved).items())
+    again = load_file(second)
+    assert all(torch.equal(v, again[k]) for k, v in load_file(saved).items())
 
 
 def test_other_tensors_may_be_saved_in_place_of_the_models(model: AUSM, tmp_path: Path) -> None:
