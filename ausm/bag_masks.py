@@ -112,14 +112,15 @@ class TruthReader:
         if stamp not in self.stamps:
             return None
         while stamp not in self._waiting:
-            message = next(self._messages, None)
-            if message is None:  # a second image of this stamp: its truth was handed out already
+            following = next(self._messages, None)
+            if following is None:  # an image far out of order: its truth was given up below
                 return None
             if len(self._waiting) >= WAITING:  # a truth at twice the rate of the images: half of it is never asked for
                 self._waiting = {s: m for s, m in self._waiting.items() if s > stamp}
-            self._waiting.setdefault(message.stamp, message)
+            self._waiting.setdefault(following.stamp, following)
         stored = self._waiting.pop(stamp)
-        message = self.store.deserialize_cdr(stored.data, stored.kind)
+        self.stamps.discard(stamp)  # not to look for it again at a second image of this stamp
+        message: Any = self.store.deserialize_cdr(stored.data, stored.kind)
         if (message.height, message.width) != (height, width):
             sizes = f"{message.width}x{message.height}, the images are {width}x{height}"
             raise SizeError(f"{self.path}: truth {self.topic} at {stamp / 1e9:.3f} s is {sizes}")

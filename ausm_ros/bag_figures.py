@@ -29,7 +29,7 @@ COUNTS = {
 class FrameRow(NamedTuple):
     """One processed image."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # as in ausm.io.Frame
     stamp_ns: int
     latency_ms: float  # the model's step, prompts included
     ids: tuple[int, ...]  # objects with a mask

@@ -3,7 +3,7 @@
 import base64
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ def _embed(picture: Picture) -> str:
     )
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML."""
     lines = ["<table><tr>", *(f"<th>{html.escape(h)}</th>" for h in head), "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
@@ -240,8 +240,8 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
             cells = []
             for r in report["objects"]:
                 figures = (r["J"] + r["F"]) / 2, r["J"], r["F"]
-                counts = (str(r[name]) for name in ("object", "track_id", "from", "frames"))
-                cells.append([*counts, *(f"{figure:.1f}" for figure in figures)])
+                whole = (str(r[name]) for name in ("object", "track_id", "from", "frames"))
+                cells.append([*whole, *(f"{figure:.1f}" for figure in figures)])
             head = ["true object", "track", "prompted on frame", "frames judged", "J&F", "J", "F"]
             tables.append(_html_table(head, cells))
         parts.append(f'<div class="side">{"".join(tables)}</div>')
@@ -255,9 +255,9 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
     parts += ["<h2>The same again</h2>", "<p>Equal hashes mean equal masks, bit by bit: sha256 over stamps, ids and "]
     parts[-1] += f"run lengths.</p><p>masks <code>{summary['hash']}</code><br>"
     parts[-1] += f"checkpoint <code>{html.escape(str(model['sha256']))}</code></p>"
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{"".join(parts)}</main></body></html>\n'
+    meta = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    meta += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f'<!doctype html><html lang="en"><head>{meta}</head><body><main>{"".join(parts)}</main></body></html>\n'
 
 
 def write_page(

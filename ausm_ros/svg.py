@@ -105,8 +105,8 @@ def plot(
                 run.append(f"{_x(position, frames):.1f},{y(value):.1f}")
                 continue
             if len(run) == 1:
-                x, at = run[0].split(",")
-                parts.append(f'<circle cx="{x}" cy="{at}" r="2.5" fill="{curve.colour}"/>')
+                across, down = run[0].split(",")
+                parts.append(f'<circle cx="{across}" cy="{down}" r="2.5" fill="{curve.colour}"/>')
             elif run:
                 parts.append(f'<polyline points="{" ".join(run)}" class="curve" stroke="{curve.colour}"/>')
             run = []
