@@ -4,6 +4,7 @@
     prompt --camera front --box 310,200,64,80 --name cup
     prompt --point 340,240 --not-point 340,300 --track-id 3
     prompt list | prompt remove 3 7 | prompt remove --all | prompt reset
+    prompt click --camera front               a page for the browser: click on the live image
 
 Prints what became of each object. The exit status is 0, or the number of the first result code that is not OK (its name
 is printed), 64 for a wrong command line, 69 when the node does not answer.
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 import rclpy
 from builtin_interfaces.msg import Duration
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import RegionOfInterest
@@ -26,6 +28,7 @@ from ausm.masks import read_prompt_png
 from ausm.tracks import Source, TrackState
 from ausm_ros.messages import to_duration, to_ns, to_png
 from ausm_ros.msg import Prompt
+from ausm_ros.prompt_page import serve
 from ausm_ros.prompts import Code
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.transport import use_large_shared_memory
@@ -59,7 +62,7 @@ def _numbers(count: int) -> Callable[[str], tuple[int, ...]]:
 def make_parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = _Parser("prompt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="*", default=["add"], help="add (default), list, remove ID..., reset")
+    parser.add_argument("command", nargs="*", default=["add"], help="add (default), list, remove ID..., reset, click")
     parser.add_argument("--node", default="/perception", help="full name of the node (default %(default)s)")
     parser.add_argument("--camera", default="", help="needed when the node has several cameras")
     parser.add_argument("--name", default="", help="a name to carry with the object")
@@ -72,6 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
     shapes.add_argument("--box", type=_numbers(4), metavar="X,Y,W,H", help="rectangle in pixels of the camera image")
     shapes.add_argument("--point", type=_numbers(2), metavar="X,Y", action="append", default=[], help="on the object")
     shapes.add_argument("--not-point", type=_numbers(2), metavar="X,Y", action="append", default=[], help="not on it")
+    page = parser.add_argument_group("with click")
+    page.add_argument("--bind", default="127.0.0.1", help="address to serve the page on (default %(default)s)")
+    page.add_argument("--port", type=int, default=8765, help="0 takes a free one (default %(default)s)")
     return parser
 
 
@@ -166,8 +172,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node
         if not options.all and not (arguments and all(a.isdigit() for a in arguments)):
             parser.error("remove: give the track ids, or --all")
         return operator.remove(options.camera, [int(a) for a in arguments], options.all)
-    if arguments or command not in ("add", "list", "reset"):
+    if arguments or command not in ("add", "list", "reset", "click"):
         parser.error(f"unknown command {' '.join(options.command)!r}")
+    if command == "click":
+        return serve(node, options.node.rstrip("/"), options.camera or "camera", options.bind, options.port)
     if command == "list":
         return operator.list(options.camera)
     if command == "reset":
@@ -186,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     node = Node("ausm_prompt", enable_rosout=False, start_parameter_services=False)
     try:
         return run(options, parser, node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
     except NoAnswer as error:
         print(error, file=sys.stderr)
         return UNAVAILABLE

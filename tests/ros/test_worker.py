@@ -288,6 +288,20 @@ def test_out_of_memory_is_fatal_at_once() -> None:
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
+def test_fault_while_prompting_is_answered_and_logged(bench: Bench) -> None:
+    def broken(*_: Any) -> list[int]:
+        raise RuntimeError("bolts are loose")
+
+    bench.show()
+    bench.streams[0].prompt = broken  # type: ignore[method-assign]
+    request = PromptRequest([prompt(), prompt()], atomic=True)
+    bench.tasks[0].post_prompts(request)
+    bench.show()
+    outcomes = request.future.result(10).outcomes
+    assert [o.code for o in outcomes] == [Code.INTERNAL_ERROR] * 2 and "bolts are loose" in outcomes[0].message
+    assert bench.errors == [("prompt", "RuntimeError: bolts are loose")] and request.future.result().stamp == 0
+
+
 def test_stop_answers_everybody() -> None:
     bench = Bench()
     request = PromptRequest([prompt()], atomic=True)

@@ -1,0 +1,125 @@
+"""What /diagnostics says and when it warns: on counters that are filled by hand."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+import torch
+from builtin_interfaces.msg import Time
+from scripted_stream import ScriptedStream
+
+from ausm_ros.counts import DROPS, WINDOW, CameraCounts, Rolling
+from ausm_ros.diagnostics import (
+    ERROR,
+    OK,
+    WARN,
+    CameraView,
+    camera_statuses,
+    memory_status,
+    model_status,
+    resident_bytes,
+    to_array,
+)
+from ausm_ros.parameters import SPECS, make_settings
+from ausm_ros.prompts import ObjectPrompt
+from ausm_ros.session import Session
+
+
+def view(enabled: bool = True) -> CameraView:
+    made: Any = ScriptedStream(capacity=1)
+    session = Session(lambda: made)
+    session.new_epoch()
+    return CameraView("front", "/front/image", "reliable", enabled, CameraCounts(), session.snapshot)
+
+
+def statuses(of: CameraView, **parameters: Any) -> tuple[Any, Any, Any]:
+    values = {spec.name: spec.default for spec in SPECS} | parameters
+    stream, inference, objects = camera_statuses(of, make_settings(values))
+    return stream, inference, objects
+
+
+def feed(counts: CameraCounts, number: int, ago: float = 0.0) -> None:
+    for _ in range(number):
+        counts.receive("rgb8")
+    counts.last_received = time.monotonic() - ago
+
+
+def test_a_camera_without_images_is_an_error_and_a_disabled_one_is_not() -> None:
+    stream, _, _ = statuses(view())
+    assert stream.level == ERROR and stream.message == "no image yet"
+    silent = view()
+    feed(silent.counts, 3, ago=30.0)
+    assert statuses(silent)[0].level == ERROR and "30." in statuses(silent)[0].message
+    assert statuses(view(enabled=False))[0].level == OK
+    fed = view()
+    feed(fed.counts, 3)
+    assert statuses(fed)[0].level == OK
+
+
+def test_slow_camera_warns_where_a_rate_is_expected() -> None:
+    slow = view()
+    slow.counts.received._events.extend((time.monotonic() - 9 + k, 0.0) for k in range(10))  # one a second
+    slow.counts.last_received = time.monotonic()
+    assert statuses(slow)[0].level == OK
+    stream = statuses(slow, **{"diagnostics.expected_rate": 30.0})[0]
+    assert stream.level == WARN and "1.0 Hz in, 30.0 Hz expected" in stream.message
+
+
+def test_late_messages_warn_where_a_limit_is_set() -> None:
+    late = view()
+    for _ in range(100):
+        late.counts.processed.add(0.25)
+    assert statuses(late)[1].level == OK
+    inference = statuses(late, **{"diagnostics.max_latency_ms": 100.0})[1]
+    assert inference.level == WARN and inference.message == "p95 250 ms, more than 100 ms"
+    values = {v.key: v.value for v in inference.values}
+    assert values["processing_p99_ms"] == "250.000" and values["inference_p50_ms"] == "nan"
+
+
+def test_full_camera_warns() -> None:
+    made: Any = ScriptedStream(capacity=1)
+    session = Session(lambda: made)
+    session.new_epoch()
+    session.see(8, 8, 5)
+    session.step(np.zeros((8, 8, 3), np.uint8), 5)
+    session.prompt([ObjectPrompt(np.ones((8, 8), np.bool_))], atomic=True)
+    full = view()._replace(snapshot=session.snapshot)
+    objects = statuses(full)[2]
+    assert objects.level == WARN and objects.message == "1 of 1 in use, 0 lost"
+
+
+def test_every_drop_is_listed_by_its_reason() -> None:
+    dropping = view()
+    for k, reason in enumerate(DROPS, 1):
+        dropping.counts.drop(reason, k)
+    values = {v.key: v.value for v in statuses(dropping)[0].values}
+    assert [int(values[reason]) for reason in DROPS] == list(range(1, len(DROPS) + 1))
+    assert dropping.counts.take_dropped() == sum(range(1, len(DROPS) + 1)) and dropping.counts.take_dropped() == 0
+
+
+def test_memory_and_model() -> None:
+    memory = {v.key: v.value for v in memory_status([view(), view()], torch.device("cpu")).values}
+    assert memory == {"state_bytes": "2000", "rss_bytes": memory["rss_bytes"]}
+    assert 10**7 < int(memory["rss_bytes"]) <= resident_bytes() * 1.5
+    assert model_status({}, "not configured: no file").level == ERROR
+    assert model_status({"checkpoint": "nano"}, "").message == "nano"
+    array = to_array(Time(sec=3), [model_status({}, "")], "perception")
+    assert array.status[0].name == "perception: ausm: model" and array.header.stamp.sec == 3
+
+
+def test_rates_look_back_a_bounded_time() -> None:
+    rolling = Rolling(limit=4)
+    for _ in range(10):
+        rolling.add(1.0)
+    assert len(rolling.values()) == 4
+    rolling._events.clear()
+    now = time.monotonic()
+    rolling._events.extend([(now - WINDOW - 1, 0.0), (now - 1.0, 0.0), (now - 0.5, 0.0), (now, 0.0)])
+    assert rolling.rate() == pytest.approx(2.0, rel=0.05)
+    rolling._events.clear()
+    rolling._events.extend([(now - 8, 0.0), (now - 7, 0.0)])
+    assert rolling.rate() == 0.0  # it has stopped
