@@ -1,4 +1,4 @@
-"""`prompt click`: a page in a browser with the live overlay, on which an operator clicks objects. Works on a headless robot.
+"""`prompt click`: a page for a browser with the live overlay, on which an operator clicks. The robot may be headless.
 
 The page is served by this process on 127.0.0.1 (see `--bind`); it shows the node's overlay and turns clicks (left: on
 the object, right: not on it) and dragged boxes into prompts at the stamp of the image that was on the screen.
