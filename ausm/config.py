@@ -166,10 +166,11 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How a stream uses the model. Fields after `capacity` may change while it runs (`Stream.configure`)."""
+    """How a stream uses the model. Fields after `state_storage` may change while it runs (`Stream.configure`)."""
 
     short_side: int | None = None  # inner resolution, pixels; None = the model's own
     capacity: int | None = None  # live objects at most; None = N_id
+    state_storage: str = "fp32"  # of the scan between frames; "fp16" halves it, arithmetic stays fp32 (docs/ssm.md)
     discover: bool = True
     score_threshold: float = 0.5  # App. A: foreground probability
     birth_hits: int = 1  # frames a discovery must be seen on before it is TRACKED (A12)
@@ -189,10 +190,11 @@ class StreamConfig:
             "cool_down": self.cool_down >= 0,
             "capacity": self.capacity is None or self.capacity >= 1,
             "short_side": self.short_side is None or self.short_side >= 32,
+            "state_storage": self.state_storage in ("fp32", "fp16"),
         }
         bad = [f"{name}={getattr(self, name)}" for name, ok in checks.items() if not ok]
         if bad:
             raise AusmError("out of range: " + ", ".join(bad))
 
 
-DYNAMIC_FIELDS = frozenset(f.name for f in fields(StreamConfig)) - {"short_side", "capacity"}
+DYNAMIC_FIELDS = frozenset(f.name for f in fields(StreamConfig)) - {"short_side", "capacity", "state_storage"}

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ausm.config import AusmConfig
 
+STORAGE = {"fp32": torch.float32, "fp16": torch.float16}  # `StreamConfig.state_storage`
+
 
 @dataclass
 class StreamState:

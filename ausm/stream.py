@@ -28,7 +28,7 @@ from ausm.marker import marks_from_logits
 from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
 from ausm.records import Record, Roster
-from ausm.state import StreamState
+from ausm.state import STORAGE, StreamState
 from ausm.tracks import Source, StepOutput, Track, TrackState
 
 SNAPSHOT = ("_frame", "_geometry", "_state", "_M", "_masks", "_waiting", "_removed", "_current")
@@ -271,7 +271,7 @@ class Stream:
     def _start(self, height: int, width: int) -> None:
         """First frame: allocate the state; prompts made before it are M_0, marked on the start token X_0."""
         self._geometry = g = Geometry.of(height, width, self.config.short_side or self.model.config.short_side)
-        self._state = self.model.new_state(g.inner_height, g.inner_width)
+        self._state = self.model.new_state(g.inner_height, g.inner_width, STORAGE[self.config.state_storage])
         if self._waiting:
             M_0 = np.stack([self._waiting[r.track_id] for r in self._roster.records])
             self._M = resize_prompts(M_0, g, self._state.size).to(self._device)

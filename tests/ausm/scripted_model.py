@@ -37,8 +37,8 @@ class ScriptedModel:
         self.absorbed: list[tuple[list[int], Tensor]] = []
         self.pixel_decoder = SimpleNamespace(class_heads={"coco": None, "sim": None}, classify=self.classify)
 
-    def new_state(self, height: int, width: int) -> StreamState:
-        return new_state(self.config, (-(-height // 32) * 4, -(-width // 32) * 4), self.X_0)
+    def new_state(self, height: int, width: int, dtype: torch.dtype) -> StreamState:
+        return new_state(self.config, (-(-height // 32) * 4, -(-width // 32) * 4), self.X_0, dtype)
 
     def absorb(self, state: StreamState, ids: Tensor, M: Tensor) -> None:
         assert not state.absorbed and len(ids) == len(M)

@@ -256,6 +256,20 @@ def test_wiping_the_state_keeps_ids_and_forgets(model: AUSM) -> None:
     assert not torch.equal(a._state.F, b._state.F)
 
 
+def test_the_state_may_be_stored_in_half_the_bytes(model: AUSM) -> None:
+    full, half = new_stream(model), new_stream(model, state_storage="fp16")
+    for image in images(8):
+        a, b = full.step(image), half.step(image)
+        assert [t.track_id for t in a.tracks] == [t.track_id for t in b.tracks]
+        differ = sum(int((x.mask ^ y.mask).sum()) for x, y in zip(a.tracks, b.tracks, strict=True))
+        assert differ <= 0.01 * sum(int(t.mask.sum()) for t in a.tracks)
+    assert full.state_bytes - half.state_bytes == full._state.ssm.nbytes / 2
+    with pytest.raises(AusmError, match="state_storage=fp8"):
+        new_stream(model, state_storage="fp8")
+    with pytest.raises(AusmError, match="cannot change"):
+        half.configure(state_storage="fp32")
+
+
 def test_bf16_runs_and_unknown_precision_is_refused(model: AUSM) -> None:
     out = ausm.Stream(model, config=CONFIG, precision="bf16").step(images(1)[0])
     assert out.height == H
