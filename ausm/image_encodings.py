@@ -6,7 +6,7 @@ allocated.
 """
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -76,7 +76,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(image, alpha=1.0 / 257.0)
 
 
-def _as_bytes(data: object) -> np.ndarray:
+def _as_bytes(data: Any) -> np.ndarray:
     """(n,) uint8 view of any contiguous buffer."""
     view = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data
     if view.dtype != np.uint8 or view.ndim != 1:
@@ -85,7 +85,7 @@ def _as_bytes(data: object) -> np.ndarray:
 
 
 def decode_image(
-    data: object, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
+    data: Any, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
 ) -> np.ndarray:
     """The pixels of a raw camera image.
 
@@ -163,7 +163,7 @@ def read_header(data: bytes) -> ImageHeader:
     raise ImageError(f"neither PNG nor JPEG: {len(data)} bytes starting {data[:8].hex() or '(nothing)'}")
 
 
-def decode_compressed(data: object, format: str = "", max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def decode_compressed(data: Any, format: str = "", max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """The pixels of a PNG or JPEG, as in `sensor_msgs/CompressedImage`.
 
     data: buffer of bytes. format: as published ("jpeg", "rgb8; png compressed bgr8"); only depth formats are refused
@@ -172,7 +172,7 @@ def decode_compressed(data: object, format: str = "", max_pixels: int = DEFAULT_
     """
     if "compressedDepth" in format:
         raise ImageError(f"format '{format[:60]}' is a depth image, a colour image is needed")
-    raw = bytes(data)  # type: ignore[call-overload]
+    raw = bytes(data)
     header = read_header(raw)
     what = f"{header.kind.upper()} {header.height}x{header.width}"
     if header.height < 1 or header.width < 1 or header.height * header.width > max_pixels:

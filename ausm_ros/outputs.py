@@ -1,6 +1,7 @@
 """What a camera publishes: instances for every image; all else only while somebody listens."""
 
 import time
+from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -50,7 +51,7 @@ class CameraOutputs:
 
     def __init__(self, node: Node, camera: str) -> None:
         self._node, self._camera = node, camera
-        options = {"qos_overriding_options": QoSOverridingOptions.with_default_policies()}
+        options: dict[str, Any] = {"qos_overriding_options": QoSOverridingOptions.with_default_policies()}
         self._instances = node.create_publisher(InstanceArray, f"~/{camera}/instances", reliable(5), **options)
         self._label_map = node.create_publisher(Image, f"~/{camera}/label_map", reliable(1), **options)
         self._overlay = node.create_publisher(Image, f"~/{camera}/overlay", reliable(1), **options)

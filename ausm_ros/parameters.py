@@ -290,8 +290,9 @@ def check_change(spec: Spec, value: Any, configured: bool) -> Any:
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from parameter name -> value; raises `BadParameter`."""
-    checked = {spec.field: check_value(spec, values[spec.name]) for spec in SPECS}
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in checked.items()})
+    checked: dict[str, Any] = {spec.field: check_value(spec, values[spec.name]) for spec in SPECS}
+    checked |= {"cameras": tuple(checked["cameras"]), "warmup_size": tuple(checked["warmup_size"])}
+    return Settings(**checked)
 
 
 def make_camera_settings(camera: str, values: Mapping[str, Any]) -> CameraSettings:

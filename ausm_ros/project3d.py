@@ -3,7 +3,7 @@
 Camera axes are ROS's optical ones: x right, y down, z forward, metres. Depth is the z of a pixel, as cameras give it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ class Box3D(NamedTuple):
 
 
 def decode_depth(
-    data: object, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
+    data: Any, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
 ) -> np.ndarray:
     """(H, W) float32 metres; NaN where the camera saw nothing (zero, infinite or NaN in the message).
 
@@ -30,9 +30,9 @@ def decode_depth(
     """
     if encoding not in UNITS:
         raise ImageError(f"depth encoding '{encoding[:40]}' is not one of {' '.join(UNITS)}")
-    kind, unit = UNITS[encoding]
-    kind = np.dtype(kind).newbyteorder(">" if is_bigendian else "<")
-    raw = np.frombuffer(data, np.uint8)  # type: ignore[call-overload]
+    letters, unit = UNITS[encoding]
+    kind = np.dtype(letters).newbyteorder(">" if is_bigendian else "<")
+    raw = np.frombuffer(data, np.uint8)
     row = width * kind.itemsize
     if height < 1 or width < 1 or step < row or not step * (height - 1) + row <= raw.size <= step * height:
         raise ImageError(f"depth image {height}x{width} of {encoding}, step {step}: {raw.size} bytes do not fit")

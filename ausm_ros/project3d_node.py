@@ -32,7 +32,6 @@ from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
 from ausm_ros.transport import use_large_shared_memory
 
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("track_id", "<u4"), ("score", "<f4")])
-TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
 
 
 def to_cloud(header: Any, objects: Sequence[tuple[Instance, np.ndarray]]) -> PointCloud2:
@@ -47,12 +46,9 @@ def to_cloud(header: Any, objects: Sequence[tuple[Instance, np.ndarray]]) -> Poi
     rows = np.concatenate(parts) if parts else np.zeros(0, POINT)
     fields = [
         PointField(
-            name=name,
-            offset=POINT.fields[name][1],
-            datatype=PointField.FLOAT32 if name == "rgb" else TYPES[POINT[name].str],
-            count=1,
+            name=name, offset=4 * k, datatype=PointField.UINT32 if name == "track_id" else PointField.FLOAT32, count=1
         )
-        for name in POINT.names
+        for k, name in enumerate(POINT.names or ())
     ]
     return PointCloud2(
         header=header,

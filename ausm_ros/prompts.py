@@ -131,7 +131,8 @@ def _from_image(message: Any, scene: Scene) -> np.ndarray:
             f"mask {height}x{width} of step {step}: {len(message.data)} bytes, {step * height} expected",
         )
     rows = np.lib.stride_tricks.as_strided(np.frombuffer(message.data, np.uint8), (height, width), (step, 1))
-    return rows != 0
+    mask: np.ndarray = rows != 0
+    return mask
 
 
 def _from_rle(message: Any, scene: Scene) -> np.ndarray:
@@ -158,7 +159,8 @@ def _from_png(message: Any, scene: Scene) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("1", "L", "P", "I;16", "I"):
                 raise Refusal(Code.BAD_ENCODING, f"PNG mask of mode {image.mode}, one channel or a palette is needed")
-            return np.asarray(image) != 0
+            mask: np.ndarray = np.asarray(image) != 0
+            return mask
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Refusal(Code.INVALID_MASK, f"PNG mask of {len(data)} bytes cannot be decoded: {error}") from error
 

@@ -46,7 +46,7 @@ class Services:
         """set_discovery: changes the parameter; returns the reason if that is refused, "" if not."""
         self._node, self._runtime, self._set_discovery = node, runtime, set_discovery
         self._waiting = threading.Semaphore(MAX_WAITING)
-        options = {
+        options: dict[str, Any] = {
             "callback_group": ReentrantCallbackGroup(),  # a request that waits must not hold up the others
             "qos_profile": QUEUE,
         }

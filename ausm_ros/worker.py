@@ -318,15 +318,15 @@ class Worker:
                     return
             for task in self._tasks:
                 task.run_calls()
-            task = self._next()
-            if task is None:
+            chosen = self._next()
+            if chosen is None:
                 continue
             try:
-                task.process()
+                chosen.process()
             except Exception as error:  # the thread must live on; recover() logs it
                 if is_out_of_memory(error):
                     self._on_fatal(f"out of memory: {str(error).splitlines()[0]}")
                     return
-                if not task.recover(error):
+                if not chosen.recover(error):
                     self._on_fatal(f"{MAX_FAILURES} errors in a row, the last: {type(error).__name__}: {error}")
                     return
