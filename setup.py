@@ -19,7 +19,7 @@ from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 DISTRO = os.environ.get("AUSM_ROS_DISTRO", "jazzy")
-NOT_SHIPPED = ("*.egg-info", "*.c", "__pycache__", "parent_prefix_path")  # by-products of the generators
+NOT_SHIPPED = ("*.egg-info", "*.c", "__pycache__")  # by-products of the generators
 
 
 def requirements(name: str) -> list[str]:
@@ -86,7 +86,8 @@ class BuildTree(Command):
         folders: dict[str, list[str]] = {}
         for path in sorted(stage.rglob("*")):
             inside = path.relative_to(stage)
-            if path.is_file() and "parent_prefix_path" not in inside.parts:
+            build_path = "parent_prefix_path" in inside.parts or path.name.startswith("local_setup.")  # for sourcing
+            if path.is_file() and not build_path:
                 folders.setdefault(str(inside.parent), []).append(os.path.relpath(path, ROOT))
         self.distribution.data_files = sorted(folders.items())
 
