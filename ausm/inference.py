@@ -8,9 +8,11 @@ to rounding. The copy cannot be trained or saved; the model it was made from is 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from itertools import pairwise
 from statistics import median
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -49,11 +51,12 @@ def mark_constant(model: AUSM) -> AUSM:
 def frame_model(model: AUSM, precision: str) -> tuple[AUSM, str]:
     """What a stream should run for precision "fp32", "bf16", "fp16" or "auto", and the precision that was chosen.
 
-    A constant model on a CPU is packed, once for all streams that share it; any other is returned as it is.
+    A constant model on a CPU is packed, once for all streams that share it; any other is returned as it is. Both want
+    autocast for 16 bits.
     """
     if precision == "auto":
         precision = _best_precision(model)
-    if precision not in DTYPES or not _packable(model):
+    if not _packable(model, precision):
         return model, precision
     copies = _copies.setdefault(model, {})
     if precision not in copies:
@@ -61,21 +64,23 @@ def frame_model(model: AUSM, precision: str) -> tuple[AUSM, str]:
     return copies[precision], precision
 
 
-def _packable(model: AUSM) -> bool:
-    return model in _constant and not model.training and model.X_0.device.type == "cpu" and _has_operators()
+def _packable(model: AUSM, precision: str) -> bool:
+    return model in _constant and not model.training and model.X_0.device.type == "cpu" and _has_operators(precision)
 
 
-def _has_operators() -> bool:
-    """Whether this PyTorch has oneDNN's packed operators. They are the ones torch.compile emits, not a public API."""
+def _has_operators(precision: str) -> bool:
+    """Whether PyTorch has oneDNN's packed operators for it. They are the ones torch.compile emits, not a public API."""
     wanted = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in wanted):
+        return False
+    return precision == "fp32" or (precision == "bf16" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def _best_precision(model: AUSM) -> str:
     """bfloat16 where the device computes in it and, on a CPU, a few steps show a gain; logged once per model."""
     if model.X_0.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if not (_packable(model) and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not _packable(model, "bf16"):
         return "fp32"
     if model not in _best:
         gain = self_test(model)
@@ -87,7 +92,7 @@ def _best_precision(model: AUSM) -> str:
 def self_test(model: AUSM) -> float:
     """How many times faster a step is in bfloat16: median of pairs that take turns, in CPU seconds, so that other
     processes count for little."""
-    steps = [_stepper(frame_model(model, precision)[0]) for precision in ("fp32", "bf16")]
+    steps = [_stepper(frame_model(model, precision)[0], precision) for precision in ("fp32", "bf16")]
     ratios = []
     for turn in range(SELF_TEST_STEPS + 1):
         times = []
@@ -100,7 +105,7 @@ def self_test(model: AUSM) -> float:
     return median(ratios)
 
 
-def _stepper(model: AUSM) -> Callable[[], None]:
+def _stepper(model: AUSM, precision: str) -> Callable[[], None]:
     """A function that runs one recurrent step of one object on a blank image."""
     state = model.new_state(SELF_TEST_SIDE, SELF_TEST_SIDE)
     image = torch.zeros(SELF_TEST_SIDE, SELF_TEST_SIDE, 3, dtype=torch.uint8)
@@ -108,8 +113,9 @@ def _stepper(model: AUSM) -> Callable[[], None]:
 
     @torch.inference_mode()
     def step() -> None:
-        model.absorb(state, ids, M)
-        model.predict(state, image, ids)
+        with _autocast(precision):
+            model.absorb(state, ids, M)
+            model.predict(state, image, ids)
 
     return step
 
@@ -120,7 +126,7 @@ def _stepper(model: AUSM) -> Callable[[], None]:
 def pack(model: AUSM, precision: str) -> AUSM:
     """A packed copy of a model in eval mode; what is not packed shares its tensors with `model`.
 
-    Norms, sums and the state keep float32, as under autocast. What follows a layer is taken from the order in which a
+    What follows a layer is taken from the order in which a
     module registers its children; if the backbone's maps disagree on an image, `model` itself is returned, and logged.
     """
     dtype = DTYPES[precision]
@@ -141,7 +147,7 @@ def pack(model: AUSM, precision: str) -> AUSM:
         for module in copy.modules():
             if type(module) is Attention:
                 module.__class__ = FrameAttention
-        error = _difference(model, copy)
+        error = _difference(model, copy, precision)
     if not error < TOLERANCE[precision]:
         LOG.warning("%s is not packed: its maps would differ by %.1e", model.config.backbone.name, error)
         return model
@@ -155,11 +161,18 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         yield from ((parent, name, following) for name, following in pairwise([*names, ""]))
 
 
-def _difference(model: AUSM, copy: AUSM) -> float:
+def _difference(model: AUSM, copy: AUSM, precision: str) -> float:
     """Largest relative difference of a map of the backbone, on a small image of noise."""
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    pairs = zip(model.backbone(image), copy.backbone(image), strict=True)
+    expected = model.backbone(image)
+    with _autocast(precision):
+        maps = copy.backbone(image)
+    pairs = zip(expected, maps, strict=True)
     return max(float((a - b).norm() / a.norm().clamp(min=1e-6)) for a, b in pairs)
+
+
+def _autocast(precision: str) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def _attribute(module: nn.Module | None) -> Attribute | None:

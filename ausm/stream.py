@@ -57,7 +57,7 @@ class Stream:
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed
         self.capacity = min(config.capacity or model.config.N_id, model.config.N_id)
-        self._precision = PRECISIONS[self.precision] if self.model is model else None  # a copy has its own types
+        self._precision = PRECISIONS[self.precision]
         self._device = model.X_0.device
         self.reset()
 
