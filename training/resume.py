@@ -52,13 +52,14 @@ def load_run(path: Path) -> dict[str, Any]:
 
 
 def parameter_groups(model: nn.Module, lr: float, backbone_scale: float, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: no decay on vectors, embeddings, A_log and D; the backbone at its own rate (Mask2Former)."""
+    """AdamW groups: no decay on vectors, embeddings, tables, A_log, D; the backbone at its own rate (Mask2Former)."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        plain = p.ndim < 2 or id(p) in embeddings or getattr(p, "_no_weight_decay", False) or name.split(".")[-1] == "B"
+        table = name.split(".")[-1] in ("B", "relative_position_bias_table")  # ids; Swin's positions
+        plain = p.ndim < 2 or id(p) in embeddings or table or getattr(p, "_no_weight_decay", False)
         scale = backbone_scale if ".backbone." in f".{name}" else 1.0
         groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(p)
     return [{"params": v, "lr": k[0], "initial_lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]

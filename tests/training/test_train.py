@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ausm import weights
-from ausm.config import AusmConfig, nano
+from ausm.config import AusmConfig, nano, swin_t
 from ausm.errors import CheckpointError, InputError
 from ausm.masks import write_palette_png
 from ausm.model import AUSM
@@ -27,6 +27,7 @@ from training.losses import LossConfig
 from training.noise import HistoryNoise
 from training.preprocess import preprocess
 from training.readers import RawClip, channels, set_object
+from training.resume import parameter_groups
 from training.stages import RECIPES, Stage
 from training.train import RunConfig, Trainer
 
@@ -224,6 +225,29 @@ def test_settings_of_the_command_line() -> None:
     for preset, recipe in RECIPES.items():
         for number in (1, 2, 3):
             assert recipe(number).clip_config().frames == recipe(number).frames, preset
+
+
+def test_who_decays_and_how_fast_it_learns() -> None:
+    """No decay on vectors, embeddings, ids, position tables, A_log and D; the backbone at its own rate."""
+    full = swin_t()
+    config = dataclasses.replace(full, D=32, N_id=8, neck=dataclasses.replace(full.neck, layers=1))
+    config = dataclasses.replace(config, compressor=dataclasses.replace(full.compressor, layers=1))
+    with torch.device("meta"):
+        model = AUSM(config)
+    model.neck.requires_grad_(False)
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = parameter_groups(model, lr=1e-3, backbone_scale=0.1, weight_decay=0.05)
+    of = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert of.keys() == {n for n in names.values() if not n.startswith("neck.")}  # what is frozen is left out
+    assert all(rate == pytest.approx(1e-4 if n.startswith("backbone.") else 1e-3) for n, (rate, _) in of.items())
+    decayed = {n for n, (_, decay) in of.items() if decay}
+    assert all(dict(model.named_parameters())[n].ndim >= 2 for n in decayed)
+    for part in ("A_log", ".D", "query_feat", "query_embed", "level_embed", "relative_position_bias_table", "norm"):
+        matching = {n for n in of if part in n}
+        assert matching and not matching & decayed, part
+    assert "B" not in decayed and "X_0" not in decayed
+    for part in ("mamba.in_proj.weight", "attn.qkv.weight", "mask_embed.0.weight", "patch_embed.proj.weight"):
+        assert any(part in n for n in decayed), part
 
 
 @pytest.fixture
