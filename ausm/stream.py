@@ -388,7 +388,7 @@ class Stream:
         """Rebuild `current` from records and masks, highest score first."""
         g, names = self._geometry, self._class_names()
         tracks = [
-            r.track(self._frame, m, r.state(self._frame), names)
+            r.track(self._frame, m, r.state(self._frame) if m.any() else TrackState.LOST, names)
             for r, m in zip(self._roster.records, self._masks, strict=True)
         ]
         tracks.sort(key=lambda t: (-t.score, t.track_id))

@@ -189,6 +189,15 @@ def test_a_prompt_replaces_the_discovery_of_the_same_thing() -> None:
     assert iou(tracks[new].mask, rectangle(A)) > 0.9
 
 
+def test_a_track_that_a_prompt_covers_entirely_is_lost_not_tracked_without_a_mask() -> None:
+    stream = stream_of([{"part": (4, 4, 12, 12)}] * 2)
+    stream.step(IMAGE)
+    (whole,) = stream.prompt(rectangle((0, 0, 40, 40))[None])
+    states = {t.track_id: t.state for t in stream.current.tracks}
+    assert states == {1: TrackState.LOST, whole: TrackState.TRACKED}
+    assert all(t.mask.any() == (t.state == TrackState.TRACKED) for t in stream.current.tracks)
+
+
 def test_reprompt_keeps_the_id_and_moves_it() -> None:
     stream = stream_of([{"a": A, "b": B}] * 3)
     stream.step(IMAGE)
