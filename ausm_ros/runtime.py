@@ -55,13 +55,6 @@ def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
     return model, {"checkpoint": name, "sha256": digest, "device": str(device)}
 
 
-def precision_of(settings: Settings, device: torch.device) -> str:
-    """The arithmetic to use: `auto` is bf16 on a GPU, which has units for it, and fp32 on a CPU."""
-    if settings.precision != "auto":
-        return settings.precision
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
 def stream_config(settings: Settings) -> "ausm.StreamConfig":
     return ausm.StreamConfig(
         discover=settings.discovery,
@@ -98,19 +91,18 @@ class Runtime:
         started = time.monotonic()
         model, self.model_values = load_model(settings)
         self.device = next(model.parameters()).device
-        precision = precision_of(settings, self.device)
-        self.model_values["precision"] = precision
         make_stream = partial(
             ausm.Stream,
             model,
             discover=settings.discovery,
             seed=settings.seed,
             config=stream_config(settings),
-            precision=precision,
+            precision=settings.precision,
         )
         self._epochs = epochs
         unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
         sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}
+        self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
         for session in sessions.values():
             self._warm_up(session)
         self.model_values["configure_s"] = time.monotonic() - started
