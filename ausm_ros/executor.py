@@ -27,7 +27,8 @@ class ServiceThreadsExecutor(Executor):
 
     def __init__(self, slots: int = 12, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="ausm-service")
+        # one more than slots: `submit` must not take the thread of a request
+        self._pool = ThreadPoolExecutor(slots + 1, thread_name_prefix="ausm-service")
         self._slots = threading.Semaphore(slots)
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
@@ -54,7 +55,7 @@ class ServiceThreadsExecutor(Executor):
         error = handler.exception() if handler.done() else None
         if isinstance(error, (ExternalShutdownException, KeyboardInterrupt)):
             raise error
-        if error is not None:
+        if error is not None and self.context.ok():  # else ROS was shut down under the callback
             node.get_logger().error(f"callback failed: {type(error).__name__}: {error}")
 
     def submit(self, call: Any) -> None:

@@ -8,12 +8,9 @@ but only while somebody looks: without a subscriber it listens to nothing and co
 
 import sys
 import time
-from contextlib import suppress
 from typing import Any
 
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -23,8 +20,8 @@ from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
 from ausm_ros.msg import InstanceArray
 from ausm_ros.on_demand import Held, OnDemand, as_offered
 from ausm_ros.outputs import reliable
+from ausm_ros.run_node import run_node
 from ausm_ros.timing import RateLimit
-from ausm_ros.transport import use_large_shared_memory
 
 
 class Overlay:
@@ -81,14 +78,7 @@ class OverlayNode(Node):
 
 
 def main(argv: list[str] | None = None) -> int:
-    use_large_shared_memory()
-    rclpy.init(args=argv)
-    executor = SingleThreadedExecutor()
-    executor.add_node(OverlayNode())
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
-        executor.spin()
-    rclpy.try_shutdown()
-    return 0
+    return run_node(OverlayNode, argv)
 
 
 if __name__ == "__main__":

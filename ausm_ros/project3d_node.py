@@ -12,13 +12,10 @@ import array
 import importlib
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
@@ -29,7 +26,7 @@ from ausm_ros.msg import Instance, InstanceArray
 from ausm_ros.on_demand import Held, OnDemand, as_offered
 from ausm_ros.outputs import reliable
 from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
-from ausm_ros.transport import use_large_shared_memory
+from ausm_ros.run_node import run_node
 
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("track_id", "<u4"), ("score", "<f4")])
 
@@ -171,14 +168,7 @@ class Project3dNode(Node):
 
 
 def main(argv: list[str] | None = None) -> int:
-    use_large_shared_memory()
-    rclpy.init(args=argv)
-    executor = SingleThreadedExecutor()
-    executor.add_node(Project3dNode())
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
-        executor.spin()
-    rclpy.try_shutdown()
-    return 0
+    return run_node(Project3dNode, argv)
 
 
 if __name__ == "__main__":

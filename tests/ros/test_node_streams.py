@@ -71,15 +71,19 @@ def test_every_encoding(streams: Robot, encoding: str) -> None:
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_compressed_camera(streams: Robot, extension: str) -> None:
     publisher = streams.publisher("wire", CompressedImage, "/wire/image/compressed")
-    for data in (b"not an image", None):
-        stamp = next_stamp()
-        message = CompressedImage(format=extension[1:])
-        message.header.stamp = to_time(stamp)
-        message.data = data or cv2.imencode(extension, scenery())[1].tobytes()
+
+    def publish(data: bytes) -> int:
+        message = CompressedImage(format=extension[1:], data=data)
+        message.header.stamp = to_time(stamp := next_stamp())
         publisher.publish(message)
-        if data:
-            NODE[0].wait_for("neither PNG nor JPEG")
-    answer = streams.answer("wire", stamp, 30)
+        return stamp
+
+    def unreadable() -> bool:
+        publish(b"not an image")
+        return NODE[0].count("neither PNG nor JPEG") > 0 or streams.pause(0.05)
+
+    wait_until(unreadable, "one line about the data")
+    answer = streams.answer("wire", publish(cv2.imencode(extension, scenery())[1].tobytes()), 30)
     assert answer is not None and (answer.height, answer.width) == SIZE
 
 
@@ -133,8 +137,12 @@ def test_size_change_starts_an_epoch_or_is_rejected(streams: Robot) -> None:
     assert stale.results[0].code == Code.OK
     assert to_mask(streams.show("rear", size=(80, 64)).instances[0].mask, 80, 64).any()
     assert streams.set_parameter("on_size_change", "reject") == (True, "")
-    streams.publish(image_message(next_stamp()), "rear")
-    NODE[0].wait_for("image of 64x96 rejected, the stream has 80x64")
+
+    def rejected() -> bool:
+        streams.publish(image_message(next_stamp()), "rear")
+        return NODE[0].count("image of 64x96 rejected, the stream has 80x64") > 0 or streams.pause(0.05)
+
+    wait_until(rejected, "one line about the size")
     assert streams.show("rear", size=(80, 64)).epoch == other.epoch
     assert streams.set_parameter("on_size_change", "reset") == (True, "")
     assert streams.show("rear").epoch == other.epoch + 1

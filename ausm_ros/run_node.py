@@ -1,0 +1,27 @@
+"""Runs a simple node until it is told to end."""
+
+from collections.abc import Callable
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+
+from ausm_ros.transport import use_large_shared_memory
+
+
+def run_node(make: Callable[[], Node], argv: list[str] | None) -> int:
+    """Initialises ROS, spins the node, returns the exit status."""
+    use_large_shared_memory()
+    rclpy.init(args=argv)
+    executor = SingleThreadedExecutor()
+    executor.add_node(make())
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+        if rclpy.ok():  # else ROS was shut down under a callback
+            raise
+    rclpy.try_shutdown()
+    return 0
