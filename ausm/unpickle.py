@@ -9,7 +9,7 @@ import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,14 +42,15 @@ class _Array:
         self.array = _build(data, kind, shape, "F" if fortran else "C")
 
 
-def _build(data: Any, kind: Any, shape: Any, order: str = "C") -> np.ndarray:
+def _build(data: Any, kind: Any, shape: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray | str):
         raise CheckpointError(f"pickle holds an array of {type(data).__name__}, only numbers are read")
     raw = data.encode("latin1") if isinstance(data, str) else data
     flat = np.frombuffer(raw, kind.dtype).astype(kind.dtype.newbyteorder("="))
     if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) != flat.size:
         raise CheckpointError(f"pickle holds an array of shape {shape} with {flat.size} numbers")
-    return flat.reshape(shape, order=order)
+    array: np.ndarray = flat.reshape(tuple(shape), order=order)
+    return array
 
 
 def _scalar(kind: Any, data: Any) -> Any:

@@ -95,7 +95,8 @@ def parameters(preset: str) -> dict[str, int]:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    mamba = sum(count(layer.mamba) for layer in model.compressor.layers)
+    blocks: list[nn.Module] = [layer.mamba for layer in model.compressor.layers]  # type: ignore[misc]
+    mamba = sum(map(count, blocks))
     parts = {name: count(getattr(model, name)) for name in ("backbone", "neck")}
     parts |= {"compressor: Mamba": mamba, "compressor: rest": count(model.compressor) - mamba}
     parts |= {"history decoder": count(model.decoder)}
