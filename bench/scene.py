@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 
 import cv2
 import numpy as np
@@ -23,9 +24,8 @@ class Scene:
         radii = [max(3, int(0.3 * side)) for side in self._cell]
         size = (2 * radii[1] + 1, 2 * radii[0] + 1)
         self._shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, size).astype(bool)
-        hues = np.arange(objects, dtype=np.uint8)[None, :, None] * (180 // max(1, objects))
-        colours = cv2.cvtColor(np.concatenate((hues, *[np.full_like(hues, 230)] * 2), 2), cv2.COLOR_HSV2RGB)[0]
-        self._skins = [_texture(rng, self._shape.shape, colour, 20) for colour in colours.tolist()]
+        colours = [[255 * c for c in hsv_to_rgb(k / objects, 0.9, 0.9)] for k in range(objects)]
+        self._skins = [_texture(rng, self._shape.shape, colour, 20) for colour in colours]
         self._phases = rng.uniform(0, 2 * math.pi, objects)
 
     def image(self, frame: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class Scene:
         return (slice(top, top + part.shape[0]), slice(left, left + part.shape[1])), part
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int], colour: Sequence[int], contrast: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, size: tuple[int, int], colour: Sequence[float], contrast: int) -> np.ndarray:
     """(height, width, 3) uint8: noise of some 24 pixels' grain around a colour."""
     noise = rng.integers(-contrast, contrast + 1, (max(2, size[0] // 24), max(2, size[1] // 24), 3))
     grains = (noise + np.asarray(colour)).clip(0, 255).astype(np.uint8)
