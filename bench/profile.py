@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         {"part": label, "CPU ms": ms, "share %": 100 * ms / total}
         for label, ms in sorted(spent.items(), key=lambda item: -item[1])
     ]
-    print(f"{model.config.name} ({source}), {args.size}, {args.objects} objects, {stream.precision}, {args.threads} threads")
+    what = f"{args.objects} objects, {stream.precision}, {args.threads} threads"
+    print(f"{model.config.name} ({source}), {args.size}, {what}")
     print(table([*rows, {"part": "total", "CPU ms": total, "share %": 100.0}]))
     outside = {label: 100 * ms / total for label, ms in spent.items() if label.startswith(OUTSIDE)}
     figures = {"rows": rows, "outside_percent": sum(outside.values()), "largest_outside_percent": max(outside.values())}

@@ -1,4 +1,4 @@
-"""`python -m bench.startup`: from a fresh process to the first masks, by stage, with and without compiled kernels at hand.
+"""`python -m bench.startup`: from a fresh process to the first masks, by stage, with and without compiled kernels.
 
 Each run is a process of its own. CPU seconds include the compiler's.
 """
@@ -41,7 +41,8 @@ def start(checkpoint: str, device: str, cache: str) -> np.ndarray:
     import time
 
     command = [sys.executable, "-c", CHILD, str(time.time()), checkpoint, device]
-    done = subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": cache}, capture_output=True, check=True, text=True)
+    env = {**os.environ, "XDG_CACHE_HOME": cache}
+    done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
     return np.diff(np.array(json.loads(done.stdout.splitlines()[-1])), axis=0)
 
 
