@@ -10,6 +10,7 @@ import multiprocessing
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from training.sim_world import import_pybullet
 
 MANIFEST = "simulation.json"
 SMALLEST, LARGEST = 32, 4096  # px, of either side
-CLIPS_PER_WORKER = 40  # a worker is replaced after so many clips: PyBullet never frees all of a closed scene
+CLIPS_PER_WORKER = 40  # then new workers take over: PyBullet never frees all of a closed scene
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -106,6 +107,22 @@ def _bag(args: argparse.Namespace) -> None:
     print(f"{args.out}: {count} frames of {size} at {settings.rate:g} Hz, {len(classes)} objects")
 
 
+def _render(settings: Settings, root: Path, numbers: Sequence[int], workers: int) -> Iterator[int]:
+    """Make these clips in new processes; yields the bytes of each as it is done.
+
+    The processes end with the call. `max_tasks_per_child` would spare that, but can hang (Python 3.11, gh-115634).
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
+        jobs = [pool.submit(write_numbered_clip, settings, root, k) for k in numbers]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()[1]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
 def _clips(args: argparse.Namespace) -> None:
     if args.frames < 1 or args.clip_length < 1 or args.workers < 1:
         raise InputError(
@@ -130,17 +147,14 @@ def _clips(args: argparse.Namespace) -> None:
     total = -(-args.frames // args.clip_length)
     missing = [k for k in range(total) if not clip_path(root, k).exists()]
     size = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=CLIPS_PER_WORKER) as pool:
-        jobs = [pool.submit(write_numbered_clip, settings, root, k) for k in missing]
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                size += job.result()[1]
-                if done % 20 == 0 or done == len(jobs):
-                    print(f"\rclip {total - len(jobs) + done}/{total}", end="", file=sys.stderr, flush=True)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    done = total - len(missing)
+    step = args.workers * CLIPS_PER_WORKER
+    for start in range(0, len(missing), step):
+        for made in _render(settings, root, missing[start : start + step], args.workers):
+            size += made
+            done += 1
+            if done % 20 == 0 or done == total:
+                print(f"\rclip {done}/{total}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print(f"{root}: {total} clips of {args.clip_length} frames, {len(missing)} made now ({size / 1e6:.1f} MB)")
 
