@@ -31,7 +31,12 @@ class Attention(nn.Module):
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
-        return F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask).transpose(1, 2).flatten(2)
+        heads = split(q), split(k), split(v)
+        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+            out = _explicit(*heads, mask)
+        else:
+            out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        return out.transpose(1, 2).flatten(2)
 
     def init_lookup(self) -> None:
         """Start as a lookup by similarity: W_q = W_k orthogonal, W_o W_v = identity, no biases."""
@@ -41,6 +46,14 @@ class Attention(nn.Module):
         self.out_proj.weight.data.copy_(self.v_proj.weight.T)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.zeros_(layer.bias)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same with the matrix of scores built: on a CPU its backward pass takes half the time of the fused one's."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e4) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v
 
 
 class FeedForward(nn.Module):

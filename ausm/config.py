@@ -65,6 +65,7 @@ class PixelDecoderConfig:
     pools: tuple[int, ...] = (4, 2, 1)  # levels of G_t, coarse first: strides 32, 16, 8
     place: bool = False  # position code in the values and in the mask features (docs/model.md)
     id_skip: bool = False  # mask embeddings and mask features share one projection of ids (docs/model.md)
+    seed_pool: int = 0  # V from the frame, at peaks of a score on G_t pooled so much (docs/model.md); 0 = learned V
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def nano() -> AusmConfig:
         decoder=DecoderConfig(
             layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2, locality=(0.08, 0.16, 0.32, 0.0)
         ),
-        pixel_decoder=PixelDecoderConfig(layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True),
+        pixel_decoder=PixelDecoderConfig(
+            layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True, seed_pool=2
+        ),
         D=128,
         N_det=50,
         N_id=100,

@@ -64,8 +64,13 @@ def frame_model(model: AUSM, precision: str) -> tuple[AUSM, str]:
     return copies[precision], precision
 
 
+def can_pack(model: AUSM, precision: str) -> bool:
+    """Whether this machine has the operators of packed layers for the model's device and "fp32" or "bf16"."""
+    return model.X_0.device.type == "cpu" and _has_operators(precision)
+
+
 def _packable(model: AUSM, precision: str) -> bool:
-    return model in _constant and not model.training and model.X_0.device.type == "cpu" and _has_operators(precision)
+    return model in _constant and not model.training and can_pack(model, precision)
 
 
 def _has_operators(precision: str) -> bool:

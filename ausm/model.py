@@ -70,15 +70,18 @@ class AUSM(nn.Module):
         return self.features(self.maps(images))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """uint8 RGB images (B', H, W, 3) -> backbone maps; pads right and bottom to the size divisor."""
+        """uint8 RGB images (B', H, W, 3) -> backbone maps."""
+        return self.backbone(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 RGB images (B', H, W, 3) -> what the backbone takes, padded right and bottom to the size divisor."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be (B, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
         x = images.permute(0, 3, 1, 2).float().div_(255)
         x = (x - self.mean) / self.std
         d = self.config.size_divisor
         H, W = x.shape[-2:]
-        x = F.pad(x, (0, -W % d, 0, -H % d)).contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+        return F.pad(x, (0, -W % d, 0, -H % d)).contiguous(memory_format=torch.channels_last)
 
     def features(self, maps: list[Tensor]) -> Features:
         """Backbone maps at strides 4..32 -> X_t and the stride-4 level."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import PixelDecoderConfig
 from ausm.position import sine_position
+from ausm.seeds import Seeds
 
 
 class Predictions(NamedTuple):
@@ -17,6 +18,14 @@ class Predictions(NamedTuple):
     masks: Tensor  # (B', Q, H/4, W/4) logits
     objectness: Tensor  # (B', Q) logits
     embeddings: Tensor  # (B', Q, D) normalised queries; class heads read them (`PixelDecoder.classify`)
+    seeds: Tensor | None = None  # (B', h', w') logits of `Seeds`, with the first output of `every_layer` only
+
+
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's; on channels-last maps its backward pass on a CPU is 18 times slower, so training turns them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if x.requires_grad and x.device.type == "cpu" else x)
 
 
 class MaskFeatures(nn.Module):
@@ -29,9 +38,9 @@ class MaskFeatures(nn.Module):
         super().__init__()
         groups = 32 if mask_dim % 32 == 0 else 8
         self.reduce = nn.Conv2d(D, mask_dim, 1) if mask_dim != D else nn.Identity()
-        self.lateral = nn.Sequential(nn.Conv2d(c2, mask_dim, 1, bias=False), nn.GroupNorm(groups, mask_dim))
+        self.lateral = nn.Sequential(nn.Conv2d(c2, mask_dim, 1, bias=False), GroupNorm(groups, mask_dim))
         self.output = nn.Sequential(
-            nn.Conv2d(mask_dim, mask_dim, 3, padding=1, bias=False), nn.GroupNorm(groups, mask_dim), nn.ReLU()
+            nn.Conv2d(mask_dim, mask_dim, 3, padding=1, bias=False), GroupNorm(groups, mask_dim), nn.ReLU()
         )
         self.mask_features = nn.Conv2d(mask_dim, mask_dim, 1)
 
@@ -68,8 +77,10 @@ class PixelDecoder(nn.Module):
     def __init__(self, D: int, c2: int, N_det: int, heads: tuple[tuple[str, int], ...], config: PixelDecoderConfig):
         super().__init__()
         self.pools = config.pools
-        self.query_feat = nn.Embedding(N_det, D)  # V, content
-        self.query_embed = nn.Embedding(N_det, D)  # V, position
+        self.seeds = Seeds(D, N_det, config.seed_pool) if config.seed_pool else None
+        if self.seeds is None:
+            self.query_feat = nn.Embedding(N_det, D)  # V, content
+            self.query_embed = nn.Embedding(N_det, D)  # V, position
         self.track_type = nn.Parameter(torch.zeros(D))
         self.level_embed = nn.Embedding(len(config.pools), D)
         self.layers = nn.ModuleList(PixelLayer(D, config) for _ in range(config.layers))
@@ -102,9 +113,13 @@ class PixelDecoder(nn.Module):
         Returns one `Predictions` (of the last layer), or layers + 1 of them with `every_layer`. Queries: K ids, N_det.
         """
         b, _, D = A.shape
-        V = self.query_feat.weight[None].expand(b, -1, -1).to(A.dtype)
-        q = torch.cat((A + self.track_type, V), 1)
-        q_pos = torch.cat((A, self.query_embed.weight[None].expand(b, -1, -1).to(A.dtype)), 1)
+        if self.seeds is not None:
+            V, V_pos, seed_scores = self.seeds(G, size)
+        else:
+            V, V_pos = (v.weight[None].expand(b, -1, -1) for v in (self.query_feat, self.query_embed))
+            seed_scores = None
+        q = torch.cat((A + self.track_type, V.to(A.dtype)), 1)
+        q_pos = torch.cat((A, V_pos.to(A.dtype)), 1)
         open_queries = None
         if active is not None:
             everyone = torch.ones(b, V.shape[1], dtype=torch.bool, device=A.device)
@@ -122,7 +137,9 @@ class PixelDecoder(nn.Module):
         # A mask resized equals the product with resized pixels: masks nobody asked for are computed at the keys only
         looks = [] if every_layer else [_resize(pixels, grid).flatten(2) for _, _, grid in levels[: len(self.layers)]]
         embeddings, vectors = self._read(q)
-        outputs = [self._predict(embeddings, vectors, pixels)] if every_layer or not self.layers else []
+        outputs = []
+        if every_layer or not self.layers:
+            outputs.append(self._predict(embeddings, vectors, pixels)._replace(seeds=seed_scores))
         for i, layer in enumerate(self.layers):
             at = i % len(levels)
             k, v, grid = levels[at]

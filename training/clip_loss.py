@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
 from training.loader import Batch
@@ -22,6 +23,7 @@ class ClipLoss(nn.Module):
         self.criterion = Criterion(stage.loss, model)
         self.frozen = stage.backbone_lr_scale == 0
         model.backbone.requires_grad_(not self.frozen)
+        self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
     def train(self, mode: bool = True) -> "ClipLoss":
         """A frozen backbone stays in eval mode: its batch statistics are those of its pre-training."""
@@ -54,7 +56,7 @@ class ClipLoss(nn.Module):
         images = batch.images.to(self.model.X_0.device)
         B = images.shape[0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = self.model.maps(images.flatten(0, 1))
+            maps = self._backbone()(self.model.normalise(images.flatten(0, 1)))
         features = self.model.features(maps)
         if self_fed:
             targets = targets._replace(history=self._own_history(features, B, targets))
@@ -62,6 +64,14 @@ class ClipLoss(nn.Module):
         class_ids = batch.class_ids.to(images.device)
         known = batch.head if batch.head in self.model.pixel_decoder.class_heads else ""
         return self.criterion(outputs, targets, class_ids, known, batch.exhaustive, num_masks)
+
+    def _backbone(self) -> nn.Module:
+        """The frozen one packed where that is possible (CPU, bfloat16): half the time, the same to rounding."""
+        if not (self.frozen and torch.is_autocast_enabled("cpu") and can_pack(self.model, "bf16")):
+            return self.model.backbone
+        if not self._packed:
+            self._packed.append(pack(self.model, "bf16").backbone)
+        return self._packed[0]
 
     @torch.no_grad()
     def _own_history(self, features: Features, B: int, targets: Targets) -> Tensor:

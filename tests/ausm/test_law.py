@@ -87,13 +87,13 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def assert_close(a: Predictions, b: Predictions) -> None:
-    for name, x, y in zip(Predictions._fields, a, b, strict=True):
+    for name, x, y in zip(Predictions._fields[:3], a[:3], b[:3], strict=True):  # seeds are for the loss only
         assert difference(x, y) <= TOLERANCE, name
 
 
 def of_frame(out: Predictions, frame: int, rows: Tensor) -> Predictions:
     """Some queries of one frame, as if it were alone."""
-    return Predictions(*(v[frame, rows][None] for v in out))
+    return Predictions(*(v[frame, rows][None] for v in out[:3]))
 
 
 def test_both_forms_are_one_model(model: AUSM) -> None:
@@ -141,7 +141,7 @@ def test_nothing_flows_back_from_the_future(model: AUSM) -> None:
             active[:, t:] = ~active[:, t:]
         before = parallel(model, clip)
         after = parallel(model, Clip(images, clip.ids, M, active))
-        for x, y in zip(before, after, strict=True):
+        for x, y in zip(before[:3], after[:3], strict=True):
             x, y = x.unflatten(0, (B, T)), y.unflatten(0, (B, T))
             assert difference(x[:, :t], y[:, :t]) <= TOLERANCE
         x, y = before.masks.unflatten(0, (B, T)), after.masks.unflatten(0, (B, T))
@@ -211,7 +211,8 @@ def test_permuting_id_vectors_permutes_only_ids(model: AUSM) -> None:
     @examples(model)
     @given(clips())
     def law(clip: Clip) -> None:
-        for x, y in zip(parallel(model, clip), parallel(other, clip._replace(ids=where[clip.ids])), strict=True):
+        renamed = parallel(other, clip._replace(ids=where[clip.ids]))
+        for x, y in zip(parallel(model, clip)[:3], renamed[:3], strict=True):
             assert torch.equal(x, y)
 
     law()

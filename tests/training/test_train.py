@@ -119,7 +119,8 @@ def test_it_learns(tmp_path: Path) -> None:
     history = [one.step([batch([0, 1])]) for _ in range(40)]
     assert all(np.isfinite(list(terms.values())).all() for terms in history)
     assert set(history[0]) == {
-        *("trk_mask", "trk_dice", "trk_obj", "det_mask", "det_dice", "det_obj", "class", "loss", "grad_norm")
+        *("trk_mask", "trk_dice", "trk_obj", "det_mask", "det_dice", "det_obj", "seed", "class", "loss"),
+        "grad_norm",
     }
     first, last = (float(np.mean([terms["loss"] for terms in part])) for part in (history[:5], history[-5:]))
     assert last < 0.75 * first, (first, last)

@@ -1,0 +1,54 @@
+"""Seeds: detection queries V taken from the frame, where the middle of something new seems to be.
+
+A learned query must find an object anywhere; one that starts on it only has to tell its outline. With little data that
+decides whether discovery is learned at all (docs/model.md).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm.attention import pool_tokens
+from ausm.position import sine_position
+
+PRIOR = -4.0  # logit of the score at first: few tokens are the middle of an object
+
+
+class SeedQueries(NamedTuple):
+    """Detection queries of B' frames, best score first, and the map they were chosen from."""
+
+    content: Tensor  # (B', N_det, D)
+    position: Tensor  # (B', N_det, D)
+    scores: Tensor  # (B', h', w') logits: middle of an object that no id follows yet
+
+
+class Seeds(nn.Module):
+    """G_t -> queries at the N_det highest peaks of a score map on the pooled grid."""
+
+    def __init__(self, D: int, N_det: int, pool: int) -> None:
+        super().__init__()
+        self.N_det, self.pool = N_det, pool
+        self.context = nn.Conv2d(D, D, 3, padding=1)
+        self.act = nn.ReLU()
+        self.score = nn.Conv2d(D, 1, 1)
+        self.content = nn.Linear(D, D)
+        self.place = nn.Linear(D, D)
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.constant_(self.score.bias, PRIOR)
+
+    def forward(self, G: Tensor, size: tuple[int, int]) -> SeedQueries:
+        """G (B', N, D) on the grid `size`. Where that has fewer than N_det tokens when pooled, the last repeats."""
+        tokens, (h, w) = pool_tokens(G, size, self.pool)
+        grid = self.act(self.context(tokens.transpose(1, 2).unflatten(-1, (h, w))))
+        scores = self.score(grid)[:, 0].float()
+        with torch.no_grad():
+            peak = scores == F.max_pool2d(scores[:, None], 3, 1, 1)[:, 0]
+            ranked = (scores - 1e4 * ~peak).flatten(1)
+            index = ranked.topk(min(self.N_det, h * w), dim=1).indices
+            index = index[:, torch.arange(self.N_det, device=G.device).clamp(max=h * w - 1), None]  # (B', N_det, 1)
+        position = sine_position(h, w, G.shape[-1], G.device, G.dtype).expand(len(G), -1, -1)
+        found = grid.flatten(2).transpose(1, 2)
+        wide = index.expand(-1, -1, G.shape[-1])
+        return SeedQueries(self.content(found.gather(1, wide)), self.place(position.gather(1, wide)), scores)
