@@ -95,8 +95,18 @@ def _best_precision(model: AUSM) -> str:
 
 
 def self_test(model: AUSM) -> float:
-    """How many times faster a step is in bfloat16: median of pairs that take turns, in CPU seconds, so that other
-    processes count for little."""
+    """How many times faster a step is in bfloat16: median of pairs that take turns, in CPU seconds of one thread, so
+    that neither other processes nor threads that spin while they wait count for much."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return median(_pairs(model))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pairs(model: AUSM) -> list[float]:
+    """Time in float32 / time in bfloat16, of each pair of steps but the first."""
     steps = [_stepper(frame_model(model, precision)[0], precision) for precision in ("fp32", "bf16")]
     ratios = []
     for turn in range(SELF_TEST_STEPS + 1):
@@ -107,7 +117,7 @@ def self_test(model: AUSM) -> float:
             times.append(time.process_time() - start)
         if turn:  # the first one allocates
             ratios.append(times[0] / times[1])
-    return median(ratios)
+    return ratios
 
 
 def _stepper(model: AUSM, precision: str) -> Callable[[], None]:
