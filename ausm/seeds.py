@@ -35,6 +35,8 @@ class Seeds(nn.Module):
         self.score = nn.Conv2d(D, 1, 1)
         self.content = nn.Linear(D, D)
         self.place = nn.Linear(D, D)
+        self.where = nn.Linear(D, D, bias=False)  # lets the very first mask keep to the seed's surroundings
+        nn.init.zeros_(self.where.weight)
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.constant_(self.score.bias, PRIOR)
 
@@ -51,4 +53,5 @@ class Seeds(nn.Module):
         position = sine_position(h, w, G.shape[-1], G.device, G.dtype).expand(len(G), -1, -1)
         found = grid.flatten(2).transpose(1, 2)
         wide = index.expand(-1, -1, G.shape[-1])
-        return SeedQueries(self.content(found.gather(1, wide)), self.place(position.gather(1, wide)), scores)
+        position = position.gather(1, wide)
+        return SeedQueries(self.content(found.gather(1, wide)) + self.where(position), self.place(position), scores)
