@@ -31,6 +31,8 @@ COMMANDS = {
     "eval youtube-vos": Command("ausm.evaluate.prompted_command", "the same for YouTube-VOS", "youtube-vos"),
     "eval youtube-vis": Command("ausm.evaluate.discovered_command", "submission for YouTube-VIS, AP", "youtube-vis"),
     "eval ovis": Command("ausm.evaluate.discovered_command", "the same for OVIS", "ovis"),
+    "eval sim": Command("training.evaluate_sim", "simulated clips or bags, nothing given: AP of tracks, IDF1"),
+    "eval occlusion": Command("training.evaluate_occlusion", "are hidden objects found again, and is it the memory"),
     "bench stream": Command("bench.stream", "latency and memory of a long stream"),
     "bench train": Command("bench.train", "seconds per iteration of the parallel and the frame-by-frame form"),
     "bench node": Command("bench.node", "latency of the ROS 2 node, image to message"),

@@ -9,8 +9,9 @@ from scipy.optimize import linear_sum_assignment
 
 from ausm.errors import AusmError
 from ausm.metrics.davis import boundary_f, jaccard, make_score
+from ausm.metrics.discovery import VideoTubes
 from ausm.metrics.tracking import TrackingScorer, pairwise_iou
-from ausm.metrics.tubes import Entry, Tube, evaluate_tubes
+from ausm.metrics.tubes import evaluate_tubes
 
 TUBE_PIXELS = 2**32 - 1  # pycocotools counts the pixels of a track over all frames in 32 bits
 TRACKING = ("HOTA", "DetA", "AssA", "IDF1", "MOTA")
@@ -42,9 +43,7 @@ class BagScorer:
         self._curves: dict[int, tuple[list[float], list[float]]] = {}  # of true objects, since their prompt
         self._first: dict[int, int] = {}  # true object -> frame it was prompted on
         self._id_of: dict[int, int] = {}  # true object -> track id
-        self._true: dict[int, Tube] = {}
-        self._found: dict[int, Tube] = {}
-        self._score_of: dict[int, list[float]] = {}
+        self._tubes = VideoTubes(1, height, width)
 
     def started(self, truth_id: int, track_id: int, frame: int) -> None:
         """A true object was prompted on this frame: it is judged from the next one on."""
@@ -60,10 +59,7 @@ class BagScorer:
         else:
             j_frame = matched_overlap(found, truth)
             if self._fits:
-                self._append(self._true, truth)
-                self._append(self._found, found)
-            for track_id in found:
-                self._score_of.setdefault(track_id, []).append(scores[track_id])
+                self._tubes.feed(found, scores, truth)
         self.frames += 1
         return j_frame
 
@@ -79,15 +75,6 @@ class BagScorer:
             f.append(boundary_f(mask, wanted))
             values.append(j[-1])
         return float(np.mean(values)) if values else math.nan
-
-    def _append(self, tubes: dict[int, Tube], masks: Mapping[int, np.ndarray]) -> None:
-        for i in masks:
-            if i not in tubes:
-                tubes[i] = Tube(*self._size)
-                for _ in range(self.frames):
-                    tubes[i].append(None)
-        for i, tube in tubes.items():
-            tube.append(masks.get(i))
 
     def finish(self) -> tuple[dict[str, float | int | None], list[dict[str, Any]], list[str]]:
         """Figures (percent and counts; None = not defined here), a row for each prompted object, and remarks."""
@@ -120,10 +107,8 @@ class BagScorer:
         if not self._fits:
             notes.append(f"no AP: the frames have more than {TUBE_PIXELS} pixels together; use --max-frames")
             return {}
-        if not self._true:
+        if not self._tubes.truth:
             notes.append("no AP: the truth holds no object")
             return {}
-        truth = [Entry(1, tube) for tube in self._true.values()]
-        found = [Entry(1, tube, score=float(np.mean(self._score_of[i]))) for i, tube in self._found.items()]
-        result = evaluate_tubes(truth, found, class_agnostic=True)
+        result = evaluate_tubes(self._tubes.truth, self._tubes.found, class_agnostic=True)
         return {name: 100 * getattr(result, name) for name in ("AP", "AP50", "AP75", "AR10")}

@@ -123,12 +123,17 @@ def _render(settings: Settings, root: Path, numbers: Sequence[int], workers: int
             raise
 
 
+def clip_settings(args: argparse.Namespace) -> Settings:
+    """What decides the clips of a set (with --frames)."""
+    return _settings(args, args.clip_length, 0.0, "256x448")
+
+
 def _clips(args: argparse.Namespace) -> None:
     if args.frames < 1 or args.clip_length < 1 or args.workers < 1:
         raise InputError(
             f"--frames {args.frames}, --clip-length {args.clip_length} and --workers {args.workers} must be 1 or more"
         )
-    settings = _settings(args, args.clip_length, 0.0, "256x448")
+    settings = clip_settings(args)
     stock_of(settings)
     record = as_record(settings)
     root: Path = args.out
@@ -159,14 +164,19 @@ def _clips(args: argparse.Namespace) -> None:
     print(f"{root}: {total} clips of {args.clip_length} frames, {len(missing)} made now ({size / 1e6:.1f} MB)")
 
 
+def make(args: argparse.Namespace) -> None:
+    """Write what the options ask for. Raises AusmError when they are refused or PyBullet is missing."""
+    import_pybullet()
+    if args.frames is None:
+        _bag(args)
+    else:
+        _clips(args)
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry out `ausm simulate`; 0 on success, 2 with one clear line on stderr when it is refused."""
     try:
-        import_pybullet()
-        if args.frames is None:
-            _bag(args)
-        else:
-            _clips(args)
+        make(args)
     except AusmError as error:
         print(f"ausm simulate: {error}", file=sys.stderr)
         return 2

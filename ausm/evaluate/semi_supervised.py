@@ -158,7 +158,7 @@ def _run_stream(
                 stream.prompt(_masks(truth, [v for _, v in present]), track_ids=[t for t, _ in present])
 
 
-def _run_flow(images: Iterable[np.ndarray], first: np.ndarray) -> Iterator[np.ndarray]:
+def follow_by_flow(images: Iterable[np.ndarray], first: np.ndarray) -> Iterator[np.ndarray]:
     """Label maps that the first one becomes when DIS optical flow carries it from frame to frame."""
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     rows, columns = np.indices(first.shape, dtype=np.float32)
@@ -179,7 +179,7 @@ def run_sequence(
     start = time.monotonic()
     images = (read_image(path) for path in sequence.images)
     if control == "optical flow":
-        predictions = _run_flow(images, read_truth(sequence.truths[0], multi))
+        predictions = follow_by_flow(images, read_truth(sequence.truths[0], multi))
     else:
         predictions = _run_stream(make_stream(), images, sequence.truths, multi, control)
     scorer = SequenceScorer()
