@@ -78,6 +78,14 @@ def _table(result: DavisResult) -> list[list[str]]:
     return rows
 
 
+def _by_sequence(results: dict[str, DavisResult]) -> dict[str, dict[str, float]]:
+    """J&F of every sequence under every row: whether wiping the state costs anything shows on the long ones."""
+    return {
+        row or "prediction": {sequence.name: DavisResult((sequence,)).JF for sequence in result.sequences}
+        for row, result in results.items()
+    }
+
+
 def format_table(rows: list[list[str]]) -> str:
     """Columns aligned: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -145,11 +153,18 @@ def run(args: argparse.Namespace) -> int:
         for row, other in results.items():
             lines.append([row or "prediction", "", *_cells(other.j_statistics, other.f_statistics, 1)])
         print("\n" + format_table(lines))
+        by_sequence = _by_sequence(results)
+        lines = [["J&F", "frames", *by_sequence]]
+        for sequence in result.sequences:
+            scores = [f"{found[sequence.name]:.1f}" for found in by_sequence.values()]
+            lines.append([sequence.name, str(sequence.frames), *scores])
+        print("\n" + format_table(lines))
     figures: dict[str, Any] = _figures(result) | {
         "sequences": len(names),
         "frames_per_second": result.frames_per_second,
     }
     if args.controls:
         figures["controls"] = {row: _figures(results[row]) for row in CONTROLS}
+        figures["JF_by_sequence"] = by_sequence
     print(json.dumps(figures | {"checkpoint_sha256": digest}))
     return 0

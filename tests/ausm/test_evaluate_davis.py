@@ -174,6 +174,11 @@ def test_resumes_and_refuses_to_mix(root: Path, tmp_path: Path, streams, checkpo
     assert "true history" in first and set(json.loads(first.splitlines()[-1])["controls"]) == set(
         semi_supervised.CONTROLS
     )
+    figures = json.loads(first.splitlines()[-1])
+    by_sequence = figures["JF_by_sequence"]
+    assert set(by_sequence) == {"prediction", *semi_supervised.CONTROLS}
+    assert by_sequence["true history"]["one"] > by_sequence["prediction"]["one"] + 10
+    assert pytest.approx(np.mean(list(by_sequence["prediction"].values()))) == figures["JF"]  # one object in each
     assert cli.main(command(root, out, checkpoint, "--controls")) == 0 and len(ran) == 9
     assert capsys.readouterr().out == first  # the same figures to the last digit, from the manifest
     (out / "one/00002.png").unlink()
