@@ -49,12 +49,17 @@ class CocoResult(NamedTuple):
 
 @torch.inference_mode()
 def detect(
-    model: Any, showings: Sequence[np.ndarray], short_side: int | None = None, head: str | None = None
+    model: Any,
+    showings: Sequence[np.ndarray],
+    short_side: int | None = None,
+    head: str | None = None,
+    dedupe: bool = False,
 ) -> Detections:
     """All queries of the last showing: those of tracks begun on earlier showings and the detection queries.
 
     showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
+    dedupe: drop duplicates of better masks by the rule of the stream; without it every query counts, as in Mask2Former.
     """
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
@@ -76,6 +81,10 @@ def detect(
         ids = torch.arange(K + len(kept), device=device)
     logits = out.masks[0].float()
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
+    if dedupe:
+        ranking = out.objectness[0].float().sigmoid() * quality
+        unique = keep_detections(logits > 0, ranking, logits[:0] > 0, DUPLICATE_IOU)
+        quality = torch.zeros_like(quality).scatter(0, torch.tensor(unique, device=device), quality[unique])
     if head is None:
         scores = (out.objectness[0].float().sigmoid() * quality)[:, None]  # (Q, 1)
     else:
@@ -85,7 +94,8 @@ def detect(
     queries = (best.indices // scores.shape[1]).tolist()
     planes = logits.cpu().numpy()
     masks = {q: full_size_masks(planes[q : q + 1], g)[0] for q in set(queries)}
-    keep = [n for n, q in enumerate(queries) if masks[q].any()]
+    values = best.values.tolist()
+    keep = [n for n, q in enumerate(queries) if masks[q].any() and (values[n] > 0 or not dedupe)]
     classes = (best.indices % scores.shape[1]).cpu().numpy()
     return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
 
@@ -138,6 +148,7 @@ def coco(
     head: str = "coco",
     repeat: int = 1,
     traversal: bool = False,
+    dedupe: bool = False,
     short_side: int | None = None,
     limit: int | None = None,
     progress: Callable[[list[int]], Iterable[int]] | None = None,
@@ -145,8 +156,8 @@ def coco(
     """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
 
     class_agnostic: one class, scored by objectness; else the classes of `head`, in the order of the file's category
-    ids. repeat, traversal: inference scaling. limit: only the images of the lowest ids. progress: wraps the list of
-    image ids. Raises InputError for a missing image or a head of another number of classes.
+    ids. repeat, traversal: inference scaling. dedupe: see `detect`. limit: only the images of the lowest ids. progress:
+    wraps the list of image ids. Raises InputError for a missing image or a head of another number of classes.
     """
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
@@ -163,7 +174,8 @@ def coco(
         if image.shape[:2] != (entry["height"], entry["width"]):
             sizes = f"{image.shape[1]}x{image.shape[0]}, annotated as {entry['width']}x{entry['height']}"
             raise SizeError(f"{entry['file_name']} is {sizes}")
-        found = detect(model, image_showings(image, repeat, traversal), short_side, None if class_agnostic else head)
+        showings = image_showings(image, repeat, traversal)
+        found = detect(model, showings, short_side, None if class_agnostic else head, dedupe)
         for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
             row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
             results.append(row | {"segmentation": encode_segmentation(mask)})
