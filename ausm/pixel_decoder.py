@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import PixelDecoderConfig
 from ausm.position import sine_position
-from ausm.seeds import Seeds
+from ausm.seeds import Extent, Seeds
 
 
 class Predictions(NamedTuple):
@@ -78,6 +78,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.pools = config.pools
         self.seeds = Seeds(D, N_det, config.seed_pool) if config.seed_pool else None
+        self.extent = Extent(D) if config.seed_pool else None
         if self.seeds is None:
             self.query_feat = nn.Embedding(N_det, D)  # V, content
             self.query_embed = nn.Embedding(N_det, D)  # V, position
@@ -112,12 +113,12 @@ class PixelDecoder(nn.Module):
 
         Returns one `Predictions` (of the last layer), or layers + 1 of them with `every_layer`. Queries: K ids, N_det.
         """
-        b, _, D = A.shape
+        b, K, D = A.shape
         if self.seeds is not None:
-            V, V_pos, seed_scores = self.seeds(G, size)
+            V, V_pos, centre, seed_scores = self.seeds(G, size)
         else:
             V, V_pos = (v.weight[None].expand(b, -1, -1) for v in (self.query_feat, self.query_embed))
-            seed_scores = None
+            centre = seed_scores = None
         q = torch.cat((A + self.track_type, V.to(A.dtype)), 1)
         q_pos = torch.cat((A, V_pos.to(A.dtype)), 1)
         open_queries = None
@@ -139,15 +140,22 @@ class PixelDecoder(nn.Module):
         embeddings, vectors = self._read(q)
         outputs = []
         if every_layer or not self.layers:
-            outputs.append(self._predict(embeddings, vectors, pixels)._replace(seeds=seed_scores))
+            outputs.append(self._predict(embeddings, vectors, pixels, centre)._replace(seeds=seed_scores))
         for i, layer in enumerate(self.layers):
             at = i % len(levels)
             k, v, grid = levels[at]
-            masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2) if every_layer else vectors @ looks[at]
+            if every_layer:
+                masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2)
+            else:
+                masks = vectors @ looks[at]
+                if centre is not None:
+                    rows, columns = self._reach(embeddings, centre, pixels.shape[-2:])
+                    reach = _shrink(rows, grid[0])[..., None] + _shrink(columns, grid[1])[..., None, :]
+                    masks = torch.cat((masks[:, :K], masks[:, K:] + reach.flatten(2)), 1)
             q = layer(q, q_pos, k, v, self._open_keys(masks), open_queries)
             embeddings, vectors = self._read(q)
             if every_layer or i == len(self.layers) - 1:
-                outputs.append(self._predict(embeddings, vectors, pixels))
+                outputs.append(self._predict(embeddings, vectors, pixels, centre))
         return outputs
 
     def classify(self, embeddings: Tensor, head: str) -> Tensor:
@@ -178,9 +186,18 @@ class PixelDecoder(nn.Module):
             vectors = vectors + self.id_skip(embeddings) / vectors.shape[-1] ** 0.5
         return embeddings, vectors
 
-    def _predict(self, embeddings: Tensor, vectors: Tensor, pixels: Tensor) -> Predictions:
+    def _reach(self, embeddings: Tensor, centre: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What `Extent` adds to the detections' masks: (B', N_det, H) of rows and (B', N_det, W) of columns."""
+        return self.extent(embeddings[:, -centre.shape[1] :], centre, size)
+
+    def _predict(self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, centre: Tensor | None) -> Predictions:
         b, _, H, W = pixels.shape
         masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
+        if centre is not None:
+            rows, columns = self._reach(embeddings, centre, (H, W))
+            K = masks.shape[1] - centre.shape[1]
+            reach = (rows[..., None] + columns[..., None, :]).to(masks.dtype)
+            masks = torch.cat((masks[:, :K], masks[:, K:] + reach), 1)
         return Predictions(masks, self.objectness(embeddings).squeeze(-1), embeddings)
 
     @staticmethod
@@ -188,6 +205,11 @@ class PixelDecoder(nn.Module):
         """Where each query may look, (B', Q, n): inside its own mask; everywhere if that is empty (Mask2Former)."""
         inside = logits > 0
         return inside | ~inside.any(-1, keepdim=True)
+
+
+def _shrink(lines: Tensor, size: int) -> Tensor:
+    """(B', n, L) -> (B', n, size): one axis of `_resize`."""
+    return F.interpolate(lines, size=size, mode="linear", align_corners=False)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ from ausm.attention import pool_tokens
 from ausm.position import sine_position
 
 PRIOR = -4.0  # logit of the score at first: few tokens are the middle of an object
+START, LIMIT = 4.0, 3.5  # k at first: one logit at half an image height; k within START * exp(+-2 LIMIT)
 
 
 class SeedQueries(NamedTuple):
@@ -21,6 +22,7 @@ class SeedQueries(NamedTuple):
 
     content: Tensor  # (B', N_det, D)
     position: Tensor  # (B', N_det, D)
+    centre: Tensor  # (B', N_det, 2) y, x in image heights
     scores: Tensor  # (B', h', w') logits: middle of an object that no id follows yet
 
 
@@ -54,4 +56,29 @@ class Seeds(nn.Module):
         found = grid.flatten(2).transpose(1, 2)
         wide = index.expand(-1, -1, G.shape[-1])
         position = position.gather(1, wide)
-        return SeedQueries(self.content(found.gather(1, wide)) + self.where(position), self.place(position), scores)
+        content = self.content(found.gather(1, wide)) + self.where(position)
+        centre = (torch.cat((index // w, index % w), -1).float() + 0.5) / h
+        return SeedQueries(content, self.place(position), centre, scores)
+
+
+class Extent(nn.Module):
+    """How far from its seed a query's mask reaches: -k_y (y - c_y)^2 - k_x (x - c_x)^2 on its logits, in image heights.
+
+    k and the way from the seed to c are read from the query. Without it one query takes in all that looks alike.
+    """
+
+    def __init__(self, D: int) -> None:
+        super().__init__()
+        self.shape = nn.Linear(D, 4)
+        nn.init.zeros_(self.shape.weight)
+        nn.init.zeros_(self.shape.bias)
+
+    def forward(self, embeddings: Tensor, centre: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """embeddings (B', n, D), centre (B', n, 2), size (H, W) -> terms (B', n, H) of the rows and (B', n, W) of the
+        columns of a mask, float32; their sum over the axes is what is added."""
+        H, W = size
+        shape = self.shape(embeddings).float()
+        at = centre + shape[..., :2]
+        k = START * torch.exp(2 * shape[..., 2:].clamp(-LIMIT, LIMIT))
+        y, x = ((torch.arange(n, device=centre.device) + 0.5) / H for n in (H, W))
+        return tuple(-k[..., i, None] * (axis - at[..., i, None]) ** 2 for i, axis in enumerate((y, x)))

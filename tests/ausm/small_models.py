@@ -42,4 +42,6 @@ def build(config: AusmConfig, seed: int = 0) -> AUSM:
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
+        if model.pixel_decoder.seeds is not None:  # far apart, so that rounding does not change which are the highest
+            model.pixel_decoder.seeds.score.weight.mul_(100)
     return model
