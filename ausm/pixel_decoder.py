@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import PixelDecoderConfig
 from ausm.position import sine_position
-from ausm.seeds import Extent, Seeds
+from ausm.seeds import Extent, SeedQueries, Seeds
 
 
 class Predictions(NamedTuple):
@@ -18,7 +18,7 @@ class Predictions(NamedTuple):
     masks: Tensor  # (B', Q, H/4, W/4) logits
     objectness: Tensor  # (B', Q) logits
     embeddings: Tensor  # (B', Q, D) normalised queries; class heads read them (`PixelDecoder.classify`)
-    seeds: Tensor | None = None  # (B', h', w') logits of `Seeds`, with the first output of `every_layer` only
+    seeds: SeedQueries | None = None  # where the detections started; with `every_layer` only
 
 
 class GroupNorm(nn.GroupNorm):
@@ -115,10 +115,11 @@ class PixelDecoder(nn.Module):
         """
         b, K, D = A.shape
         if self.seeds is not None:
-            V, V_pos, centre, seed_scores = self.seeds(G, size)
+            seeds = self.seeds(G, size)
+            V, V_pos = seeds.content, seeds.position
         else:
             V, V_pos = (v.weight[None].expand(b, -1, -1) for v in (self.query_feat, self.query_embed))
-            centre = seed_scores = None
+            seeds = None
         q = torch.cat((A + self.track_type, V.to(A.dtype)), 1)
         q_pos = torch.cat((A, V_pos.to(A.dtype)), 1)
         open_queries = None
@@ -140,7 +141,7 @@ class PixelDecoder(nn.Module):
         embeddings, vectors = self._read(q)
         outputs = []
         if every_layer or not self.layers:
-            outputs.append(self._predict(embeddings, vectors, pixels, centre)._replace(seeds=seed_scores))
+            outputs.append(self._predict(embeddings, vectors, pixels, seeds))
         for i, layer in enumerate(self.layers):
             at = i % len(levels)
             k, v, grid = levels[at]
@@ -148,15 +149,15 @@ class PixelDecoder(nn.Module):
                 masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2)
             else:
                 masks = vectors @ looks[at]
-                if centre is not None:
-                    rows, columns = self._reach(embeddings, centre, pixels.shape[-2:])
+                if seeds is not None:
+                    rows, columns = self._reach(embeddings, seeds, pixels.shape[-2:])
                     reach = _shrink(rows, grid[0])[..., None] + _shrink(columns, grid[1])[..., None, :]
                     masks = torch.cat((masks[:, :K], masks[:, K:] + reach.flatten(2)), 1)
             q = layer(q, q_pos, k, v, self._open_keys(masks), open_queries)
             embeddings, vectors = self._read(q)
             if every_layer or i == len(self.layers) - 1:
-                outputs.append(self._predict(embeddings, vectors, pixels, centre))
-        return outputs
+                outputs.append(self._predict(embeddings, vectors, pixels, seeds))
+        return [out._replace(seeds=seeds) for out in outputs] if every_layer else outputs
 
     def classify(self, embeddings: Tensor, head: str) -> Tensor:
         """Class logits (..., C + 1) of one dataset's head, the last one "no object"."""
@@ -186,19 +187,23 @@ class PixelDecoder(nn.Module):
             vectors = vectors + self.id_skip(embeddings) / vectors.shape[-1] ** 0.5
         return embeddings, vectors
 
-    def _reach(self, embeddings: Tensor, centre: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _reach(self, embeddings: Tensor, seeds: SeedQueries, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """What `Extent` adds to the detections' masks: (B', N_det, H) of rows and (B', N_det, W) of columns."""
-        return self.extent(embeddings[:, -centre.shape[1] :], centre, size)
+        return self.extent(embeddings[:, -seeds.centre.shape[1] :], seeds.centre, size)
 
-    def _predict(self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, centre: Tensor | None) -> Predictions:
+    def _predict(
+        self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, seeds: SeedQueries | None
+    ) -> Predictions:
         b, _, H, W = pixels.shape
         masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
-        if centre is not None:
-            rows, columns = self._reach(embeddings, centre, (H, W))
-            K = masks.shape[1] - centre.shape[1]
+        objectness = self.objectness(embeddings).squeeze(-1)
+        if seeds is not None:
+            K = masks.shape[1] - seeds.centre.shape[1]
+            rows, columns = self._reach(embeddings, seeds, (H, W))
             reach = (rows[..., None] + columns[..., None, :]).to(masks.dtype)
             masks = torch.cat((masks[:, :K], masks[:, K:] + reach), 1)
-        return Predictions(masks, self.objectness(embeddings).squeeze(-1), embeddings)
+            objectness = torch.cat((objectness[:, :K], objectness[:, K:] + seeds.prior.to(objectness.dtype)), 1)
+        return Predictions(masks, objectness, embeddings)
 
     @staticmethod
     def _open_keys(logits: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class SeedQueries(NamedTuple):
     content: Tensor  # (B', N_det, D)
     position: Tensor  # (B', N_det, D)
     centre: Tensor  # (B', N_det, 2) y, x in image heights
+    prior: Tensor  # (B', N_det) their scores, added to the objectness logits; no gradient
     scores: Tensor  # (B', h', w') logits: middle of an object that no id follows yet
 
 
@@ -58,7 +59,8 @@ class Seeds(nn.Module):
         position = position.gather(1, wide)
         content = self.content(found.gather(1, wide)) + self.where(position)
         centre = (torch.cat((index // w, index % w), -1).float() + 0.5) / h
-        return SeedQueries(content, self.place(position), centre, scores)
+        prior = scores.detach().flatten(1).gather(1, index[..., 0])
+        return SeedQueries(content, self.place(position), centre, prior, scores)
 
 
 class Extent(nn.Module):

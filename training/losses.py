@@ -10,7 +10,7 @@ from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
 from training.matcher import match
 from training.preprocess import Targets
-from training.seed_loss import seed_loss
+from training.seed_loss import seed_loss, way_to_seeds
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class LossConfig:
     w_dice: float = 5.0
     w_objectness: float = 2.0
     w_seed: float = 2.0
+    w_way: float = 5.0  # of the matcher: from seed to target
     no_object: float = 0.1
     points: int = 12_544
     oversample: float = 3.0
@@ -92,10 +93,10 @@ class Criterion:
             scale = 1.0 if i == len(outputs) - 1 else self.config.deep
             for name, value in self._one(output, flat, head, exhaustive).items():
                 total[name] = total.get(name, 0) + scale * value / n
-            if output.seeds is not None:
-                known = flat.visible & (flat.active | flat.det)
-                loss = seed_loss(output.seeds, flat.masks, flat.det, known, exhaustive)
-                total["seed"] = self.config.w_seed * loss / n
+        if outputs[0].seeds is not None:
+            known = flat.visible & (flat.active | flat.det)
+            loss = seed_loss(outputs[0].seeds.scores, flat.masks, flat.det, known, exhaustive)
+            total["seed"] = self.config.w_seed * loss / n
         return total
 
     def _one(self, out: Predictions, flat: "_Flat", head: str, exhaustive: bool) -> dict[str, Tensor]:
@@ -139,8 +140,11 @@ class Criterion:
         y = torch.zeros(frames, flat.det.shape[1], P, device=det.device)
         if len(f):
             y[f, k] = sample_points(flat.masks[f, k].float(), points.expand(len(f), -1, -1))
-        c = self.config
-        return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_objectness, c.w_mask, c.w_dice))
+        c, way = self.config, None
+        if out.seeds is not None:  # a seed on the object is its query, or every query would learn to look everywhere
+            grid = out.seeds.scores.shape[-2:]
+            way = c.w_way * way_to_seeds(out.seeds.centre, flat.masks, flat.det, grid)
+        return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_objectness, c.w_mask, c.w_dice), way)
 
     def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:
         """Cross-entropy on matched queries; "no object" for absent tracks, and for unmatched ones if exhaustive."""

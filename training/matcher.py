@@ -9,12 +9,17 @@ from torch import Tensor
 
 @torch.no_grad()
 def match(
-    logits: Tensor, objectness: Tensor, targets: Tensor, wanted: Tensor, weights: tuple[float, float, float]
+    logits: Tensor,
+    objectness: Tensor,
+    targets: Tensor,
+    wanted: Tensor,
+    weights: tuple[float, float, float],
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One-to-one assignment per frame of least total cost.
 
     logits (F, Q, P) mask logits and targets (F, K, P) in 0..1 at the same P points; objectness (F, Q) logits;
-    wanted (F, K) bool: which targets exist; weights of (class, mask BCE, dice).
+    wanted (F, K) bool: which targets exist; weights of (class, mask BCE, dice); extra (F, Q, K): further costs.
     Returns (frame, query, target) indices, each (n,), n = wanted.sum() when Q is large enough.
     """
     w_class, w_mask, w_dice = weights
@@ -26,6 +31,8 @@ def match(
     p = logits.sigmoid()
     dice_cost = 1 - (2 * (p @ targets.transpose(1, 2)) + 1) / (p.sum(-1)[..., None] + targets.sum(-1)[:, None] + 1)
     cost = w_mask * mask_cost + w_dice * dice_cost - w_class * objectness.float().sigmoid()[..., None]
+    if extra is not None:
+        cost = cost + extra
     costs, present = cost.cpu().numpy(), wanted.cpu().numpy()  # one transfer for all frames
     frames, queries, ids = [], [], []
     for f in np.flatnonzero(present.any(1)):

@@ -27,6 +27,8 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     No noise leaves an instance without any mark on its first history frame: it would have no history at all.
     """
     B, T, K = active.shape
+    if K == 0:  # a clip without any object
+        return history
     device = history.device
 
     def chance(p: float) -> Tensor:

@@ -39,6 +39,22 @@ def seed_loss(scores: Tensor, masks: Tensor, wanted: Tensor, known: Tensor, exha
     return -(hit * middle + miss * (taught & ~middle)).sum()
 
 
+@torch.no_grad()
+def way_to_seeds(centres: Tensor, masks: Tensor, wanted: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How far each seed is from the middle of each target, in square roots of the target's area: (F, Q, K), 0 where not
+    wanted. centres (F, Q, 2) y, x in image heights; masks (F, K, H, W); wanted (F, K); grid (h, w) of the scores."""
+    h, w = grid
+    way = torch.zeros(len(centres), centres.shape[1], masks.shape[1], device=centres.device)
+    f, k = wanted.nonzero(as_tuple=True)
+    if len(f):
+        cover = F.adaptive_avg_pool2d(masks[f, k].float()[:, None], (h, w))[:, 0]
+        peaks, _ = _middles(cover)
+        middle = (torch.stack((peaks // w, peaks % w), -1).float() + 0.5) / h
+        size = cover.flatten(1).sum(1).clamp(min=1).sqrt() / h
+        way[f, :, k] = (centres[f] - middle[:, None]).norm(dim=-1) / size[:, None]
+    return way
+
+
 def _middles(cover: Tensor) -> tuple[Tensor, Tensor]:
     """cover (n, h, w), share of each token that is object -> index of the middle token (n,), heat around it (n, h, w).
 
