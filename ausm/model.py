@@ -141,19 +141,20 @@ class AUSM(nn.Module):
         state.F.copy_(self.compressor.step(E[None], state.conv, state.ssm, state.size)[0])
         state.absorbed = True
 
-    def predict(self, state: StreamState, image: Tensor, ids: Tensor) -> Predictions:
+    def predict(self, state: StreamState, image: Tensor, ids: Tensor, active: Tensor | None = None) -> Predictions:
         """History Decoder and Pixel Decoder on a new frame (Alg. 1 l. 13-14); needs `absorb` first.
 
         image (H, W, 3) uint8 at the inner size -> predictions of one frame (B' = 1) for K ids and N_det queries.
+        active (1, K) bool: which ids are in use, None = all.
         """
         if not state.absorbed:
             raise RuntimeError("predict before absorb: the last frame's masks are not in the state")
-        features = self.encode(image[None])
+        features = self.encode(image[None].to(self.X_0.device))
         if features.size != state.size:
             raise ValueError(f"frame has grid {features.size}, the state {state.size}")
         G = self.decoder(features.X, state.F[None].to(features.X.dtype), features.size)
         A = self.B[ids].to(G.dtype)[None]
-        out = self.pixel_decoder(A, G, features.c2, features.size)[-1]
+        out = self.pixel_decoder(A, G, features.c2, features.size, active)[-1]
         state.X.copy_(features.X[0])
         state.absorbed = False
         return out

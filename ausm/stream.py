@@ -22,6 +22,7 @@ from ausm.assemble import (
 from ausm.checks import check_image, check_masks, check_size
 from ausm.class_names import CLASS_NAMES
 from ausm.config import DYNAMIC_FIELDS, StreamConfig
+from ausm.cuda_graph import stepper
 from ausm.errors import AusmError, SizeError
 from ausm.inference import frame_model
 from ausm.marker import marks_from_logits
@@ -53,6 +54,7 @@ class Stream:
             raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
         config = config or StreamConfig()
         self.model, self.precision = frame_model(model, precision)
+        self._halves = stepper(self.model)
         self._check_head(config.head)
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed
@@ -111,17 +113,16 @@ class Stream:
             if self._state is None:
                 self._start(image.shape[0], image.shape[1])
             if not self._state.absorbed:
-                self.model.absorb(self._state, self._slots(), self._M)
-            inner = torch.from_numpy(resize_image(image, self._geometry)).to(self._device)
+                self._halves.absorb(self._state, self._slots(), self._M)
             self._out = None  # frees its memory for the next one
-            self._out = self.model.predict(self._state, inner, self._slots())
+            inner = torch.from_numpy(resize_image(image, self._geometry))
+            self._out = self._halves.predict(self._state, inner, self._slots())
             self._frame += 1
             self._removed = []
             self._update(self._out)
             if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
                 waiting, self._waiting = self._waiting, {}
-                records = [self._roster.by_id(i) for i in waiting]
-                self._overwrite(records, np.stack(list(waiting.values())))
+                self._overwrite([self._roster.by_id(i) for i in waiting], np.stack(list(waiting.values())))
         self._publish()
         return self._current
 
@@ -139,7 +140,7 @@ class Stream:
         self._saved.copy_from(self._state)
         self._saved_frame = self._frame
         with self._autocast():
-            self.model.absorb(self._state, self._slots(), self._M)
+            self._halves.absorb(self._state, self._slots(), self._M)
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,10 @@
 
 Prompts K moving shapes on the first frame and follows them. Prints a table and, as its last line, one JSON object:
 `early_*` are frames 50 to 150, `late_*` the last 100; `rss_*` and `device_*` bytes after frame 50 and at the end.
+
+A machine is not the same an hour later, so the last steps are also compared with those of a young stream of the same
+model, 50 frames old, that takes turns with the old one: `paired_ratio` is the median of wall times old / young,
+`paired_cpu_ratio` that of CPU times. Memory is read before the young stream exists. A line on stderr for each tenth.
 """
 
 import argparse
@@ -9,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import ausm
@@ -22,7 +27,6 @@ from bench.measure import (
     load,
     parse_size,
     percentiles,
-    progress,
     resident_bytes,
     table,
 )
@@ -81,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if args.objects:
         stream.prompt(scene.masks(0))
     windows = Windows.of(args.frames)
-    early, late, memory = measure(stream, scene, args.frames, windows, args.ahead)
+    early, late, young, memory = measure(stream, scene, args.frames, windows, args.ahead)
+    ratios = [(old.wall / new.wall, old.cpu / new.cpu) for old, new in zip(late, young, strict=True)]
+    paired, paired_cpu = np.median(ratios, axis=0)
     visible = sum(t.frames_since_seen == 0 for t in stream.current.tracks) if stream.current else 0
     figures: dict[str, Any] = {**percentiles("early", early), **percentiles("late", late)}
     for name, at in zip(("early", "late"), memory, strict=True):
@@ -90,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         "state_bytes": memory[1].state,
         "state_early_bytes": memory[0].state,
         "p50_ratio": round(figures["late_p50_ms"] / figures["early_p50_ms"], 4),
+        "paired_ratio": round(float(paired), 4),
+        "paired_cpu_ratio": round(float(paired_cpu), 4),
         "rss_growth_bytes": memory[1].rss - memory[0].rss,
         "frames": args.frames,
         "size": args.size,
@@ -108,25 +116,40 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(
     stream: ausm.Stream, scene: Scene, frames: int, windows: Windows, ahead: bool
-) -> tuple[list[Lap], list[Lap], tuple[Memory, Memory]]:
-    """Laps of the early and the late window, and memory after the warm-up and at the end. Keeps no other lap."""
+) -> tuple[list[Lap], list[Lap], list[Lap], tuple[Memory, Memory]]:
+    """Laps of the early and the late window and of a young stream, and memory after the warm-up and at the end."""
     device = stream.model.X_0.device
-    early: list[Lap] = []
-    late: list[Lap] = []
-    first = now(stream, device)
-    for frame in range(frames):
+
+    def step(one: ausm.Stream, frame: int) -> Lap:
         image = scene.image(frame)
-        one = lap(device, lambda image=image: stream.step(image))
+        taken = lap(device, lambda: one.step(image))
+        if ahead:
+            one.absorb()
+        return taken
+
+    early: list[Lap] = []
+    first = now(stream, device)
+    for frame in range(frames - windows.width):
+        one = step(stream, frame)
         if windows.warm <= frame < windows.warm + windows.width:
             early.append(one)
-        if frame >= frames - windows.width:
-            late.append(one)
         if frame == windows.warm:
             first = now(stream, device)
-        if ahead:
-            stream.absorb()
-        progress(frame + 1, frames, f"{1e3 * one.wall:.1f} ms")
-    return early, late, (first, now(stream, device))
+        if (frame + 1) % max(1, frames // 10) == 0:
+            grown = (resident_bytes() - first.rss) / 2**20
+            print(f"{frame + 1}: CPU {1e3 * one.cpu:.1f} ms, RSS +{grown:.1f} MB", file=sys.stderr, flush=True)
+    last = now(stream, device)
+    fresh = ausm.Stream(stream.model, stream.config.discover, stream.seed, stream.config, stream.precision)
+    if stream.in_use:
+        fresh.prompt(scene.masks(0))
+    for frame in range(windows.warm):
+        step(fresh, frame)
+    late, young = [], []
+    for i in range(windows.width):
+        pair = [(late, stream, frames - windows.width + i), (young, fresh, windows.warm + i)]
+        for laps, runner, frame in pair if i % 2 else pair[::-1]:
+            laps.append(step(runner, frame))
+    return early, late, young, (first, last)
 
 
 def now(stream: ausm.Stream, device: torch.device) -> Memory:
@@ -146,6 +169,10 @@ def report(figures: dict[str, Any], memory: Sequence[Memory], windows: Windows) 
         sizes = {"RSS MB": at.rss / 2**20, "device MB": at.device / 2**20, "state MB": at.state / 2**20}
         rows.append({"frames": name, **times, **sizes})
     print(table(rows))
+    print(
+        f"old / young stream, taking turns: {figures['paired_ratio']:.3f} (CPU {figures['paired_cpu_ratio']:.3f}); "
+        f"RSS grew by {figures['rss_growth_bytes'] / 2**20:.1f} MB"
+    )
 
 
 if __name__ == "__main__":
