@@ -95,7 +95,8 @@ class Squares:
 def trainer(out: Path, stage: Stage = STAGE, **run: object) -> Trainer:
     torch.manual_seed(0)
     out.mkdir(exist_ok=True)
-    config = RunConfig(out, seed=5, workers=0, bf16=False, **run)  # type: ignore[arg-type]
+    settings = {"tensorboard": False, "validate_every": 0.0, **run}
+    config = RunConfig(out, seed=5, workers=0, bf16=False, **settings)  # type: ignore[arg-type]
     return Trainer(AUSM(tiny_config()), stage, [Source(Squares(), 1.0)], config)
 
 
