@@ -36,7 +36,7 @@ class Report:
         for name, value in row.items():
             if name != "iteration" and isinstance(value, (int, float)):
                 group = "training" if name in NOT_LOSSES else "validation" if name.startswith("validation") else "loss"
-                self._board.add_scalar(f"{group}/{name}", value, row["iteration"])
+                self._board.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, row["iteration"])
 
     def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Images (H, W, 3) uint8 RGB by name, for TensorBoard alone."""
