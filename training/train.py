@@ -19,7 +19,7 @@ from ausm import weights
 from ausm.config import PRESETS
 from ausm.model import AUSM
 from training.clip_loss import ClipLoss
-from training.data_config import load_data_config
+from training.data_config import check_classes, load_data_config
 from training.loader import Batch, BatchLoader, ClipBatches, Source
 from training.parallel import (
     agree,
@@ -55,6 +55,7 @@ class RunConfig:
     fsdp: bool = False
     tensorboard: bool = True
     validate_every: float = 900.0  # seconds; 0 = never
+    max_skipped: int = 50  # bad items
 
 
 class Trainer:
@@ -66,6 +67,7 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.device = model.X_0.device
         self.model = model
+        check_classes(sources, dict(model.config.heads))
         self.clip_loss = ClipLoss(model, stage).train()
         if run.checkpoint_activations:
             checkpoint_activations(model)
@@ -175,7 +177,7 @@ class Trainer:
         batches = ClipBatches(
             self.sources, s.clip_config(), r.seed, s.batch, rank=self.rank, world=self.world, parts=r.parts
         )
-        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers))
+        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped))
         bar = tqdm(total=s.iterations, initial=self.iteration, unit="it", disable=self.rank > 0, file=sys.stderr)
         report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
         validation = Validation(self.sources, s, r.seed) if r.validate_every else None
@@ -272,6 +274,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1, help="gradient accumulation steps per process")
     parser.add_argument("--workers", type=int, default=1, help="data processes per training process")
+    parser.add_argument("--max-skipped", type=int, default=50, help="unreadable items passed over before the run stops")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per training process")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
@@ -301,9 +304,14 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     manifest: dict[str, Any] = {"revision": git_revision()}
+    before = args.out / "ema.safetensors"
     if args.init:
         model = weights.load(args.init, "cpu", fuse=False)
         manifest["recipe"] = weights.read_metadata(args.init)[1].get("recipe", [])
+    elif args.resume and before.is_file():  # sizes and earlier stages without naming --init again
+        size, known = weights.read_metadata(before)
+        model = AUSM(size)
+        manifest["recipe"] = known.get("recipe", [])[:-1]
     else:
         model = AUSM(PRESETS[args.preset]())
         if not args.resume:
@@ -321,6 +329,7 @@ def run(args: argparse.Namespace) -> int:
         fsdp=args.fsdp,
         tensorboard=not args.no_tensorboard,
         validate_every=args.validate_every,
+        max_skipped=args.max_skipped,
     )
     trainer = Trainer(model.to(device), stage, load_data_config(args.data), config)
     if args.resume:

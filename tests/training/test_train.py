@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +172,37 @@ def test_who_decays_and_how_fast_it_learns() -> None:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_data(tmp_path)
+
+
+def test_killed_at_a_random_moment(data: Path) -> None:
+    """The command, ended by SIGKILL: resumed without --init it ends with every bit of the uninterrupted run."""
+    settings = ["iterations=12", "batch=1", "frames=2", "size=[32,64]", "loss.points=64", "self_fed=0.5", "ema=0.9"]
+    words = ["--stage", "2", "--data", str(data / "data.toml"), "--fp32", "--workers", "0", "--device", "cpu"]
+    words += ["--save-every", "0", "--no-tensorboard", "--validate-every", "0"]
+    words += [word for s in settings for word in ("--set", s)]
+    start = ["--init", str(data / "init.safetensors")]
+    command = [sys.executable, "-m", "training.train", *words, *start, "--out", str(data / "killed")]
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    log, lines, waited = data / "killed/log.jsonl", random.randint(1, 6), time.monotonic()
+    while child.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < lines):
+        assert time.monotonic() - waited < 250
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.1))
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    for more in ([*start, "--out", str(data / "whole")], ["--resume", "--out", str(data / "killed")]):
+        assert train.run(parser.parse_args([*words, *more])) == 0
+    whole, resumed = (torch.load(data / n / "last.pt", weights_only=True) for n in ("whole", "killed"))
+    assert same(whole["model"], resumed["model"]) and same(whole["average"], resumed["average"])
+    assert len(whole["optimizer"]["state"]) > 50
+    for index, entry in whole["optimizer"]["state"].items():
+        assert same(entry, resumed["optimizer"]["state"][index])
+    rows = [[json.loads(s) for s in (data / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "killed")]
+    assert [(r["iteration"], r["loss"]) for r in rows[0]] == [(r["iteration"], r["loss"]) for r in rows[1]]
+    manifests = [weights.read_metadata(data / n / "ema.safetensors")[1] for n in ("whole", "killed")]
+    assert [len(m["recipe"]) for m in manifests] == [1, 1]
 
 
 def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
