@@ -37,6 +37,7 @@ COMMANDS = {
     "bench train": Command("bench.train", "seconds per iteration of the parallel and the frame-by-frame form"),
     "bench node": Command("bench.node", "latency of the ROS 2 node, image to message"),
     "train": Command("training.train", "one training stage"),
+    "train-nano": Command("training.nano", "the three stages of nano one after the other; goes on where it stopped"),
     "simulate": Command("training.simulate", "a rosbag2 of a simulated robot camera with exact masks"),
 }
 OWN_PACKAGES = ("ausm", "ausm_ros", "bench", "training")

@@ -21,6 +21,11 @@ class CompressorLayer(nn.Module):
         self.ffn = FeedForward(D, config.ffn)
         self.kv_stride = config.kv_stride
 
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """All frames of B clips at once: x (B, T, N, D), grid (h, w) -> (B, T, N, D)."""
+        x = x + self.mamba(self.norm_t(x))
+        return self.spatial(x.flatten(0, 1), size).unflatten(0, x.shape[:2])
+
     def spatial(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Attention over one frame's grid and FFN: (B', N, D) -> (B', N, D)."""
         y = self.norm_s(x)
@@ -41,11 +46,9 @@ class HistoryCompressor(nn.Module):
 
     def forward(self, E: Tensor, size: tuple[int, int]) -> Tensor:
         """Parallel form: E (B, T, N, D), grid (h, w) -> F (B, T, N, D), zero state before the first frame."""
-        B, T = E.shape[:2]
         x = E
         for layer in self.layers:
-            x = x + layer.mamba(layer.norm_t(x))
-            x = layer.spatial(x.flatten(0, 1), size).unflatten(0, (B, T))
+            x = layer(x, size)
         return self.norm(x)
 
     def step(self, E: Tensor, conv: Tensor, ssm: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,6 +23,7 @@ class ClipLoss(nn.Module):
         self.criterion = Criterion(stage.loss, model)
         self.frozen = stage.backbone_lr_scale == 0
         model.backbone.requires_grad_(not self.frozen)
+        self.packs = True  # whether a frozen backbone may be packed
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
     def train(self, mode: bool = True) -> "ClipLoss":
@@ -67,7 +68,7 @@ class ClipLoss(nn.Module):
 
     def _backbone(self) -> nn.Module:
         """The frozen one packed where that is possible (CPU, bfloat16): half the time, the same to rounding."""
-        if not (self.frozen and torch.is_autocast_enabled("cpu") and can_pack(self.model, "bf16")):
+        if not (self.packs and self.frozen and torch.is_autocast_enabled("cpu") and can_pack(self.model, "bf16")):
             return self.model.backbone
         if not self._packed:
             self._packed.append(pack(self.model, "bf16").backbone)

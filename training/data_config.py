@@ -1,7 +1,8 @@
 """Which data a training run reads: a TOML file with one [[source]] table a source."""
 
+import logging
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from training import readers_coco, readers_folders, readers_sav, readers_sim, re
 from training.clips import ClipDataError
 from training.loader import Source
 from training.readers import Reader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,23 @@ def make_source(config: SourceConfig, base: Path) -> Source:
     if config.head is not None:
         reader.head = config.head
     return Source(reader, config.weight, config.paste)
+
+
+def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:
+    """Whether the classes of every source fit the model's heads (number of classes by name).
+
+    Classes without a head teach nothing, which is logged. Raises ClipDataError where their number differs: a json that
+    lists some of the classes only would number them otherwise.
+    """
+    for source in sources:
+        reader, head = source.reader, source.reader.head
+        found = len(getattr(reader, "category_names", ()))
+        if head and head not in heads:
+            log.warning("source %s: no class head %r in this model, classes are not learned", reader.name, head)
+        elif head and found and found != heads[head]:
+            raise ClipDataError(
+                f'source {reader.name}: {found} classes, head {head!r} has {heads[head]}; head = "" drops the classes'
+            )
 
 
 def parse_data_config(path: Path) -> list[SourceConfig]:

@@ -95,12 +95,12 @@ def youtube_vis(
     root: Path, year: int, *, name: str = "", exhaustive: bool = True, exclude: Collection[str] = ()
 ) -> YoutubeVisReader:
     """`train/JPEGImages/<video>/<frame>.jpg` with `train/instances.json` (2021), `train.json` or
-    `instances_train_sub.json` (the 2019 releases). The head is "ytvis2019" or "ytvis2021". Raises ClipDataError."""
+    `instances_train_sub.json` (the 2019 releases). The head is "ytvis19" or "ytvis21". Raises ClipDataError."""
     root = Path(root)
     annotations, images = _split(
         root, "train/JPEGImages", ("train/instances.json", "train.json", "instances_train_sub.json", "train/train.json")
     )
-    head = f"ytvis{year}"
+    head = f"ytvis{year % 100}"
     return YoutubeVisReader(annotations, images, name=name or head, head=head, exhaustive=exhaustive, exclude=exclude)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ausm.errors import CheckpointError
 
@@ -22,12 +23,18 @@ class MovingAverage:
     def update(self, model: nn.Module, iteration: int) -> None:
         """Early on the average follows faster, or it would remember the initial weights."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        live = model.state_dict()
-        names = [k for k, v in self.values.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.values[k] for k in names], [live[k] for k in names], 1 - decay)
-        for k, v in self.values.items():
+        live = {k: _local(v) for k, v in model.state_dict().items()}
+        own = {k: _local(v) for k, v in self.values.items()}
+        names = [k for k, v in own.items() if v.is_floating_point()]
+        torch._foreach_lerp_([own[k] for k in names], [live[k] for k in names], 1 - decay)
+        for k, v in own.items():
             if not v.is_floating_point():
                 v.copy_(live[k])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The slice that this process holds of a sharded tensor, as a plain one on the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def save_run(path: Path, **parts: Any) -> None:

@@ -1,7 +1,11 @@
 """The three stages as frozen dataclasses: the paper's recipe to the letter, and the recipe of `nano`."""
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
+from ausm.errors import InputError
 from training.clips import ClipConfig
 from training.losses import LossConfig
 from training.noise import HistoryNoise
@@ -49,14 +53,39 @@ def nano(stage: int) -> Stage:
     """For the data at hand on a few CPU cores: frozen ImageNet backbone, smaller crops, longer clips stage by stage."""
     # few class labels here: at Mask2Former's weight of 2 they are half of the gradient (docs/training.md)
     loss = LossConfig(points=1536, deep=0.5, w_class=0.2)
-    common = dict(  # noqa: C408  (keyword arguments, read as such)
+    common: dict[str, Any] = dict(  # noqa: C408  (keyword arguments, read as such)
         backbone_lr_scale=0.0, clip_norm=1.0, decay_at=(), ema=0.995, loss=loss, noise=HistoryNoise(), max_instances=8
     )
     if stage == 1:
-        return Stage("nano-1", 4, 2000, 4, (192, 320), lr=5e-4, warmup=150, **common)
+        return Stage("nano-1", 4, 1000, 4, (192, 320), lr=5e-4, warmup=150, **common)
     if stage == 2:
-        return Stage("nano-2", 8, 1500, 2, (256, 448), lr=3e-4, warmup=50, self_fed=0.5, **common)
-    return Stage("nano-3", 12, 800, 1, (320, 576), lr=2e-4, warmup=50, self_fed=0.5, cooldown=0.5, **common)
+        return Stage("nano-2", 8, 1000, 2, (256, 448), lr=4e-4, warmup=50, self_fed=0.5, **common)
+    common |= {"noise": HistoryNoise(blackout=0.25, blackout_frames=(2, 6))}
+    return Stage("nano-3", 10, 1150, 1, (320, 576), lr=4e-4, warmup=20, self_fed=0.5, cooldown=1.0, **common)
 
 
 RECIPES = {"nano": nano, "swin_t": paper, "swin_b": paper}
+
+
+def override(stage: Stage, settings: Sequence[str]) -> Stage:
+    """`--set a.b=c` on the frozen tree; the value is read as JSON, else as a string. Raises InputError."""
+    for setting in settings:
+        name, sep, text = setting.partition("=")
+        if not sep:
+            raise InputError(f"--set {setting!r}: expected name=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        stage = _replace(stage, name.split("."), tuple(value) if isinstance(value, list) else value)
+    return stage
+
+
+def _replace(node: Any, path: list[str], value: Any) -> Any:
+    if not is_dataclass(node):
+        raise InputError(f"--set: {'.'.join(path)} of {node!r}, which has no fields")
+    names = {f.name for f in fields(node)}
+    if path[0] not in names:
+        raise InputError(f"--set: {type(node).__name__} has no field {path[0]!r}; fields: {sorted(names)}")
+    inner = value if len(path) == 1 else _replace(getattr(node, path[0]), path[1:], value)
+    return replace(node, **{path[0]: inner})

@@ -12,19 +12,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 
 from ausm import weights
 from ausm.config import PRESETS
-from ausm.errors import InputError
 from ausm.model import AUSM
 from training.clip_loss import ClipLoss
-from training.data_config import load_data_config
+from training.data_config import check_classes, load_data_config
 from training.loader import Batch, BatchLoader, ClipBatches, Source
+from training.parallel import (
+    agree,
+    checkpoint_activations,
+    cut_like,
+    cut_optimizer,
+    distribute,
+    exchange_gradients,
+    gathered,
+)
 from training.pretrained import load_pretrained_backbone
+from training.report import Report
 from training.resume import MovingAverage, load_run, parameter_groups, save_run
-from training.stages import RECIPES, Stage
+from training.stages import RECIPES, Stage, override
+from training.validate import Validation
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +51,11 @@ class RunConfig:
     bf16: bool = True
     save_every: float = 180.0  # seconds
     stop_at: int | None = None  # iterations, before the stage's end (its schedule is unchanged)
+    checkpoint_activations: bool = False
+    fsdp: bool = False
+    tensorboard: bool = True
+    validate_every: float = 900.0  # seconds; 0 = never
+    max_skipped: int = 50  # bad items
 
 
 class Trainer:
@@ -52,13 +67,12 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.device = model.X_0.device
         self.model = model
+        check_classes(sources, dict(model.config.heads))
         self.clip_loss = ClipLoss(model, stage).train()
-        self.wrapped: torch.nn.Module = self.clip_loss
-        if self.world > 1:
-            self.wrapped = DistributedDataParallel(
-                self.clip_loss, broadcast_buffers=False, find_unused_parameters=True  # heads of other datasets
-            )
+        if run.checkpoint_activations:
+            checkpoint_activations(model)
         groups = parameter_groups(model, stage.lr, stage.backbone_lr_scale, stage.weight_decay)
+        self.wrapped = distribute(self.clip_loss, groups, run.fsdp)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.average = MovingAverage(model, stage.ema) if stage.ema else None
@@ -68,15 +82,17 @@ class Trainer:
     # --- position -----------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        save_run(
-            path,
-            iteration=self.iteration,
-            seconds=self.seconds,
-            model=self.model.state_dict(),
-            average=self.average.values if self.average else None,
-            optimizer=self.optimizer.state_dict(),
-            stage=json.dumps(dataclasses.asdict(self.stage)),
+        """Everything `resume` needs. With --fsdp all processes must call it, and the first one writes."""
+        whole = gathered(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.values if self.average else None,
+                "optimizer": self.optimizer.state_dict(),
+            }
         )
+        stage = json.dumps(dataclasses.asdict(self.stage))
+        if self.rank == 0:
+            save_run(path, iteration=self.iteration, seconds=self.seconds, stage=stage, **whole)
 
     def resume(self, path: Path) -> None:
         parts = load_run(path)
@@ -84,15 +100,23 @@ class Trainer:
         changed = sorted(k for k in now if before.get(k) != now[k])
         if changed:
             log.warning("resuming %s with other settings of the stage: %s", path, changed)
-        self.model.load_state_dict(parts["model"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({k: cut_like(v, own[k]) for k, v in parts["model"].items()})
         if self.average and parts["average"]:
-            self.average.values = parts["average"]
-        self.optimizer.load_state_dict(parts["optimizer"])
+            self.average.values = {k: cut_like(v.to(own[k].device), own[k]) for k, v in parts["average"].items()}
+        self.optimizer.load_state_dict(cut_optimizer(parts["optimizer"], self.optimizer))
         self.iteration, self.seconds = parts["iteration"], parts["seconds"]
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights (without an average the last ones), whole. With --fsdp all processes must call it."""
+        values: dict[str, Tensor] = gathered(self.average.values if self.average else self.model.state_dict())
+        return values
 
     def release(self, path: Path, manifest: dict[str, Any]) -> None:
         """The averaged weights as a checkpoint that `ausm.load` reads."""
-        weights.save(path, self.model, manifest, self.average.values if self.average else None)
+        values = self.averaged()
+        if self.rank == 0:
+            weights.save(path, self.model, manifest, values)
 
     # --- one iteration ------------------------------------------------------------------------------------------
 
@@ -125,8 +149,7 @@ class Trainer:
         for p, (batch, target) in enumerate(zip(parts, targets, strict=True)):
             # points and stochastic depth draw from the global generator: one seed per global part of the batch
             torch.manual_seed(_mix(seed, self.iteration, self.rank * n + p))
-            if isinstance(self.wrapped, DistributedDataParallel):
-                self.wrapped.require_backward_grad_sync = p == n - 1
+            exchange_gradients(self.wrapped, p == n - 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_config.bf16):
                 terms = self.wrapped(batch, target, self_fed, num_masks)
             loss = torch.stack(list(terms.values())).sum()
@@ -137,7 +160,7 @@ class Trainer:
             shares = torch.tensor(list(totals.values()), device=self.device)
             dist.all_reduce(shares)
             totals = dict(zip(totals, (shares / self.world).tolist(), strict=True))
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip_norm)
+        norm = gathered(torch.nn.utils.clip_grad_norm_(self.trained, s.clip_norm))
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
             if self.average:
@@ -154,35 +177,59 @@ class Trainer:
         batches = ClipBatches(
             self.sources, s.clip_config(), r.seed, s.batch, rank=self.rank, world=self.world, parts=r.parts
         )
-        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers))
+        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped))
         bar = tqdm(total=s.iterations, initial=self.iteration, unit="it", disable=self.rank > 0, file=sys.stderr)
-        saved = time.monotonic()
-        with (r.out / "log.jsonl").open("a") as lines:
-            while self.iteration < last:
-                started = time.monotonic()
-                parts = [next(loader) for _ in range(r.parts)]
-                waited = time.monotonic() - started
-                terms = self.step(parts)
-                took = time.monotonic() - started
-                self.seconds += took
-                if self.rank == 0:
-                    row = {
-                        "iteration": self.iteration,
-                        "source": parts[0].sources[0].split("/")[0],
-                        "lr": self.optimizer.param_groups[0]["lr"],
-                        "seconds": round(took, 3),
-                        "data_seconds": round(waited, 3),
-                        **{k: round(v, 5) for k, v in terms.items()},
-                    }
-                    lines.write(json.dumps(row) + "\n")
-                    lines.flush()
-                    bar.update()
-                    bar.set_postfix_str(f"loss {terms['loss']:.2f}")
-                    if time.monotonic() - saved > r.save_every or self.iteration == last:
-                        self.save(r.out / "last.pt")
-                        self.release(r.out / "ema.safetensors", self.manifest(manifest))
-                        saved = time.monotonic()
+        report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
+        validation = Validation(self.sources, s, r.seed) if r.validate_every else None
+        saved = validated = time.monotonic()
+        if self.iteration >= last:  # killed between the two files of the end
+            self.release(r.out / "ema.safetensors", self.manifest(manifest))
+        while self.iteration < last:
+            started = time.monotonic()
+            parts = [next(loader) for _ in range(r.parts)]
+            waited = time.monotonic() - started
+            terms = self.step(parts)
+            now = time.monotonic()
+            self.seconds += now - started
+            row: dict[str, Any] = {
+                "iteration": self.iteration,
+                "source": parts[0].sources[0].split("/")[0],
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "seconds": round(now - started, 3),
+                "data_seconds": round(waited, 3),
+                **{k: round(v, 5) for k, v in terms.items()},
+            }
+            end = self.iteration == last
+            due = [
+                end or now - saved > r.save_every,
+                validation is not None and (end or now - validated > r.validate_every),
+            ]
+            must_save, must_validate = agree(due, self.device) if r.fsdp else [x and self.rank == 0 for x in due]
+            if must_validate:
+                row |= self.validate(validation, report)
+                validated = time.monotonic()
+            if report:
+                report.step(row)
+                bar.update()
+                bar.set_postfix_str(f"loss {terms['loss']:.2f}")
+            if must_save:
+                self.save(r.out / "last.pt")
+                self.release(r.out / "ema.safetensors", self.manifest(manifest))
+                saved = time.monotonic()
         bar.close()
+        if report:
+            report.close()
+
+    def validate(self, validation: Validation, report: Report | None) -> dict[str, float]:
+        """Pictures to the report; what belongs into the iteration's line of the log."""
+        values = self.averaged()
+        if report is None:
+            return {}
+        started = time.monotonic()
+        J, pictures = validation.run(self.model.config, values, self.device, self.run_config.bf16)
+        report.pictures(self.iteration, pictures)
+        row = {"validation_seconds": round(time.monotonic() - started, 3)}
+        return row if J is None else {"validation_J": round(J, 4), **row}
 
     def manifest(self, base: dict[str, Any]) -> dict[str, Any]:
         """What the checkpoint says about itself: every stage it went through, with its settings and seconds."""
@@ -216,28 +263,6 @@ def git_revision() -> str:
     return done.stdout.strip()
 
 
-def override(stage: Stage, settings: list[str]) -> Stage:
-    """`--set a.b=c` on the frozen tree; the value is read as JSON, else as a string. Raises InputError."""
-    for setting in settings:
-        name, sep, text = setting.partition("=")
-        if not sep:
-            raise InputError(f"--set {setting!r}: expected name=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        stage = _replace(stage, name.split("."), tuple(value) if isinstance(value, list) else value)
-    return stage
-
-
-def _replace(node: Any, path: list[str], value: Any) -> Any:
-    names = {f.name for f in dataclasses.fields(node)}
-    if path[0] not in names:
-        raise InputError(f"--set: {type(node).__name__} has no field {path[0]!r}; fields: {sorted(names)}")
-    inner = value if len(path) == 1 else _replace(getattr(node, path[0]), path[1:], value)
-    return dataclasses.replace(node, **{path[0]: inner})
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano")
@@ -249,11 +274,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1, help="gradient accumulation steps per process")
     parser.add_argument("--workers", type=int, default=1, help="data processes per training process")
+    parser.add_argument("--max-skipped", type=int, default=50, help="unreadable items passed over before the run stops")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per training process")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--save-every", type=float, default=180.0, help="seconds between checkpoints")
     parser.add_argument("--stop-at", type=int, help="stop at this iteration; the schedule is unchanged")
+    parser.add_argument(
+        "--checkpoint-activations", action="store_true", help="less memory: layers compute their forward pass twice"
+    )
+    parser.add_argument("--fsdp", action="store_true", help="under torchrun: divide the model among the processes")
+    parser.add_argument("--no-tensorboard", action="store_true", help="only log.jsonl")
+    parser.add_argument(
+        "--validate-every", type=float, default=900.0, help="seconds between validation pictures, 0 = none (900)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -270,15 +304,32 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     manifest: dict[str, Any] = {"revision": git_revision()}
+    before = args.out / "ema.safetensors"
     if args.init:
         model = weights.load(args.init, "cpu", fuse=False)
         manifest["recipe"] = weights.read_metadata(args.init)[1].get("recipe", [])
+    elif args.resume and before.is_file():  # sizes and earlier stages without naming --init again
+        size, known = weights.read_metadata(before)
+        model = AUSM(size)
+        manifest["recipe"] = known.get("recipe", [])[:-1]
     else:
         model = AUSM(PRESETS[args.preset]())
         if not args.resume:
             load_pretrained_backbone(model)
     config = RunConfig(
-        args.out, args.seed, args.parts, args.workers, args.threads, not args.fp32, args.save_every, args.stop_at
+        out=args.out,
+        seed=args.seed,
+        parts=args.parts,
+        workers=args.workers,
+        threads=args.threads,
+        bf16=not args.fp32,
+        save_every=args.save_every,
+        stop_at=args.stop_at,
+        checkpoint_activations=args.checkpoint_activations,
+        fsdp=args.fsdp,
+        tensorboard=not args.no_tensorboard,
+        validate_every=args.validate_every,
+        max_skipped=args.max_skipped,
     )
     trainer = Trainer(model.to(device), stage, load_data_config(args.data), config)
     if args.resume:

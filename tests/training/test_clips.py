@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training.clips import CHANCES, Clip, ClipConfig, ClipDataError, plain
+from training.data_config import check_classes
 from training.loader import Batch, BatchLoader, ClipBatches, Source, collate
 from training.readers import RawClip, set_object
 
@@ -160,3 +161,15 @@ def test_plain_clips_have_no_random_change() -> None:
     config = plain(4, (64, 96))
     assert (config.frames, config.size) == (4, (64, 96))
     assert all(getattr(config, name) == 0 for name in CHANCES)
+
+
+def test_classes_must_fit_the_heads_they_feed(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Blocks("a", "coco")
+    reader.category_names = ("cat", "dog")  # type: ignore[attr-defined]
+    sources = [Source(reader, 1.0)]
+    check_classes(sources, {"coco": 2})
+    assert not caplog.messages
+    with pytest.raises(ClipDataError, match="2 classes, head 'coco' has 80"):
+        check_classes(sources, {"coco": 80})
+    check_classes(sources, {"sim": 13})
+    assert "no class head 'coco' in this model, classes are not learned" in caplog.text

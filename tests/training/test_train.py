@@ -4,114 +4,32 @@ import argparse
 import dataclasses
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_training import STAGE, batch, same, tiny_config, trainer, write_data
 from torch import Tensor
 
 from ausm import weights
-from ausm.config import AusmConfig, nano, swin_t
+from ausm.config import swin_t
 from ausm.errors import CheckpointError, InputError
-from ausm.masks import write_palette_png
 from ausm.model import AUSM
 from training import losses, train
 from training.clip_loss import ClipLoss
-from training.loader import Batch, Source
-from training.losses import LossConfig
-from training.noise import HistoryNoise
+from training.loader import Batch
 from training.preprocess import preprocess
-from training.readers import RawClip, channels, set_object
 from training.resume import parameter_groups
-from training.stages import RECIPES, Stage
-from training.train import RunConfig, Trainer
+from training.stages import RECIPES, Stage, override
+from training.train import Trainer
 
 ROOT = Path(train.__file__).parents[1]
-
-
-def tiny_config() -> AusmConfig:
-    full = nano()
-    return dataclasses.replace(
-        full,
-        D=32,
-        N_det=5,
-        N_id=32,
-        compressor=dataclasses.replace(full.compressor, layers=1, ffn=32),
-        decoder=dataclasses.replace(full.decoder, layers=1, ffn=32),
-        pixel_decoder=dataclasses.replace(full.pixel_decoder, layers=2, ffn=32, mask_dim=16),
-    )
-
-
-STAGE = Stage(
-    *("tiny", 3, 5, 2, (32, 64)),
-    lr=3e-3,
-    backbone_lr_scale=0.0,
-    clip_norm=1.0,
-    decay_at=(),
-    warmup=2,
-    ema=0.9,
-    self_fed=0.5,
-    max_instances=4,
-    noise=HistoryNoise(),
-    loss=LossConfig(points=64, deep=0.5),
-)
-
-
-class Squares:
-    """Videos of two bright squares that move over noise."""
-
-    name, exhaustive, head = "squares", True, "sim"
-
-    def __len__(self) -> int:
-        return 4
-
-    def item_name(self, item: int) -> str:
-        return str(item)
-
-    def length(self, item: int) -> int:
-        return 6
-
-    def load(self, item: int, frames: Sequence[int]) -> RawClip:
-        rng = np.random.default_rng(item)
-        noise = rng.integers(0, 60, (48, 96, 3), dtype=np.uint8)
-        images, bits = [], []
-        for t in frames:
-            image, labels = noise.copy(), np.zeros((48, 96, channels(2)), np.int32)
-            for k, (y, x) in enumerate(((4 + 2 * t, 6 + 5 * t), (26, 70 - 6 * t))):
-                mask = np.zeros((48, 96), bool)
-                mask[y : y + 16, x : x + 18] = True
-                image[mask] = (250, 120 * k, 40)
-                set_object(labels, k, mask)
-            images.append(image)
-            bits.append(labels)
-        return RawClip(images, bits, np.array([1, 2]))
-
-
-def trainer(out: Path, stage: Stage = STAGE, **run: object) -> Trainer:
-    torch.manual_seed(0)
-    out.mkdir(exist_ok=True)
-    config = RunConfig(out, seed=5, workers=0, bf16=False, **run)  # type: ignore[arg-type]
-    return Trainer(AUSM(tiny_config()), stage, [Source(Squares(), 1.0)], config)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
-
-
-def batch(items: Sequence[int]) -> Batch:
-    clips = [Squares().load(i, range(3)) for i in items]
-    images = torch.from_numpy(np.stack([np.stack(c.images)[:, :32, :64] for c in clips]))
-    bits = np.stack([np.stack(c.bits)[:, :32, :64, 0] for c in clips])  # (B, T, H, W)
-    masks = torch.from_numpy(np.stack([(bits & 1) > 0, (bits & 2) > 0], 1))
-    names = [f"squares/{i}" for i in items]
-    ids = torch.tensor([[1, 2]]).repeat(len(items), 1)
-    return Batch(images, masks, torch.ones(len(items), 2, dtype=torch.bool), ids, True, "sim", names)
-
 
 def test_it_learns(tmp_path: Path) -> None:
     one = trainer(tmp_path, dataclasses.replace(STAGE, noise=None, self_fed=0.0))
@@ -217,12 +135,12 @@ def test_learning_rate_schedules(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_command_line() -> None:
-    stage = train.override(RECIPES["nano"](2), ["lr=1e-3", "loss.points=99", "size=[64, 96]", "name=mine"])
+    stage = override(RECIPES["nano"](2), ["lr=1e-3", "loss.points=99", "size=[64, 96]", "name=mine"])
     assert (stage.lr, stage.loss.points, stage.size, stage.name) == (1e-3, 99, (64, 96), "mine")
     with pytest.raises(InputError, match="Stage has no field 'colour'; fields: "):
-        train.override(stage, ["colour=1"])
+        override(stage, ["colour=1"])
     with pytest.raises(InputError, match="'lr': expected name=value"):
-        train.override(stage, ["lr"])
+        override(stage, ["lr"])
     for preset, recipe in RECIPES.items():
         for number in (1, 2, 3):
             assert recipe(number).clip_config().frames == recipe(number).frames, preset
@@ -253,20 +171,38 @@ def test_who_decays_and_how_fast_it_learns() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A DAVIS-like folder of one video, its configuration, and a checkpoint to start from."""
-    for kind in ("JPEGImages", "Annotations"):
-        (tmp_path / f"davis/{kind}/480p/squares").mkdir(parents=True)
-    raw = Squares().load(0, range(6))
-    for t, (image, bits) in enumerate(zip(raw.images, raw.bits, strict=True)):
-        cv2.imwrite(str(tmp_path / f"davis/JPEGImages/480p/squares/{t:05d}.jpg"), image[..., ::-1])
-        labels = bits[..., 0].astype(np.uint8)
-        write_palette_png(tmp_path / f"davis/Annotations/480p/squares/{t:05d}.png", np.minimum(labels, 2))
-    (tmp_path / "davis/ImageSets/2017").mkdir(parents=True)
-    (tmp_path / "davis/ImageSets/2017/train.txt").write_text("squares\n")
-    (tmp_path / "data.toml").write_text('[[source]]\nkind = "davis2017"\nroot = "davis"\n')
-    torch.manual_seed(0)
-    weights.save(tmp_path / "init.safetensors", AUSM(tiny_config()), {})
-    return tmp_path
+    return write_data(tmp_path)
+
+
+def test_killed_at_a_random_moment(data: Path) -> None:
+    """The command, ended by SIGKILL: resumed without --init it ends with every bit of the uninterrupted run."""
+    settings = ["iterations=12", "batch=1", "frames=2", "size=[32,64]", "loss.points=64", "self_fed=0.5", "ema=0.9"]
+    words = ["--stage", "2", "--data", str(data / "data.toml"), "--fp32", "--workers", "0", "--device", "cpu"]
+    words += ["--save-every", "0", "--no-tensorboard", "--validate-every", "0"]
+    words += [word for s in settings for word in ("--set", s)]
+    start = ["--init", str(data / "init.safetensors")]
+    command = [sys.executable, "-m", "training.train", *words, *start, "--out", str(data / "killed")]
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    log, lines, waited = data / "killed/log.jsonl", random.randint(1, 6), time.monotonic()
+    while child.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < lines):
+        assert time.monotonic() - waited < 250
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.1))
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    for more in ([*start, "--out", str(data / "whole")], ["--resume", "--out", str(data / "killed")]):
+        assert train.run(parser.parse_args([*words, *more])) == 0
+    whole, resumed = (torch.load(data / n / "last.pt", weights_only=True) for n in ("whole", "killed"))
+    assert same(whole["model"], resumed["model"]) and same(whole["average"], resumed["average"])
+    assert len(whole["optimizer"]["state"]) > 50
+    for index, entry in whole["optimizer"]["state"].items():
+        assert same(entry, resumed["optimizer"]["state"][index])
+    rows = [[json.loads(s) for s in (data / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "killed")]
+    assert [(r["iteration"], r["loss"]) for r in rows[0]] == [(r["iteration"], r["loss"]) for r in rows[1]]
+    manifests = [weights.read_metadata(data / n / "ema.safetensors")[1] for n in ("whole", "killed")]
+    assert [len(m["recipe"]) for m in manifests] == [1, 1]
 
 
 def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
