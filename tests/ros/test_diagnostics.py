@@ -10,7 +10,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import torch
 from builtin_interfaces.msg import Time
-from scripted_stream import ScriptedStream
 
 from ausm_ros.counts import DROPS, WINDOW, CameraCounts, Rolling
 from ausm_ros.diagnostics import (
@@ -27,6 +26,7 @@ from ausm_ros.diagnostics import (
 from ausm_ros.parameters import SPECS, make_settings
 from ausm_ros.prompts import ObjectPrompt
 from ausm_ros.session import Session
+from bench.scripted_stream import ScriptedStream
 
 
 def view(enabled: bool = True) -> CameraView:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_stream import ScriptedStream
 
 from ausm.errors import ImageError
 from ausm.masks import Box
@@ -14,6 +13,7 @@ from ausm_ros.counts import CameraCounts
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
 from ausm_ros.worker import QUEUE, CameraTask, Mailbox, Pending, PromptRequest, Report, Worker, is_out_of_memory
+from bench.scripted_stream import ScriptedStream
 
 SIZE = (8, 12)
 
@@ -228,9 +228,7 @@ def test_mixed_prompts_are_undone_together_or_applied_apart(bench: Bench) -> Non
     assert (report.output.tracks[1].mask == moved).all() and len(report.output.tracks) == 5
 
 
-def test_box_and_points_are_shaped_by_the_model_when_applied(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_box_and_points_are_shaped_by_the_model_when_applied(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     idea = np.zeros(SIZE, np.bool_)
     idea[1:7, 2:9] = True
     asked: list[Any] = []
