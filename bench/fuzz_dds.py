@@ -1,9 +1,12 @@
 """The part of `bench.fuzz` over DDS: a node in its own process, damaged messages on the wire, floods of requests."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def parameters() -> list[str]:
 class Caller:
     """Sends requests as they come, `IN_FLIGHT` at a time, and checks every answer."""
 
-    def __init__(self, rig: NodeRig) -> None:
+    def __init__(self, node: Any) -> None:
         from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
         from rclpy.qos import QoSProfile
         from std_srvs.srv import SetBool
@@ -41,7 +44,7 @@ class Caller:
             "enable": SetBool, "discovery": SetBool,
         }  # fmt: skip
         self._clients = {
-            name: rig.node.create_client(kind, f"/perception/{name}", qos_profile=QoSProfile(depth=100))
+            name: node.create_client(kind, f"/perception/{name}", qos_profile=QoSProfile(depth=100))
             for name, kind in kinds.items()
         }
         for client in self._clients.values():
@@ -98,32 +101,55 @@ def processed_per_second(rig: NodeRig, image: np.ndarray) -> float:
     return (len(rig.arrivals) - before) / SPAN
 
 
-def flooded(
-    rig: NodeRig, caller: Caller, requests: Sequence[tuple[str, Any]], image: np.ndarray
-) -> tuple[float, float]:
-    """Images and requests per second when both come as fast as they go; the requests one after the other."""
-    stop, count, problems = threading.Event(), caller.answered, list[BaseException]()
+def flood(seed: int) -> None:
+    """The flooding process: random requests of a kind that changes nothing for long, until it is told to stop.
 
-    def flood() -> None:
-        try:
-            k = 0
-            while not stop.is_set():
-                caller.send(*requests[k % len(requests)])
-                k += 1
-            caller.finish()
-        except AssertionError as error:
-            problems.append(error)
+    Then it prints how many were answered, and the first wrong answer if there was one.
+    """
+    import rclpy
 
-    thread = threading.Thread(target=flood, daemon=True)
+    from bench.fuzz_dice import Dice
+
+    rclpy.init()
+    node = rclpy.create_node("flood")
+    executor = rclpy.executors.SingleThreadedExecutor()
+    executor.add_node(node)
+    threading.Thread(target=executor.spin, daemon=True).start()
+    dice, stop = Dice(seed, SIZE), threading.Event()
+    requests = [dice.request()[:2] for _ in range(300)]
+    requests = [r for r in requests if r[0] in ("add_objects", "list_objects", "remove_objects")]
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    caller, wrong = Caller(node), ""
+    print("ready", flush=True)
+    try:
+        while not stop.is_set():
+            for name, request in requests:
+                if not stop.is_set():
+                    caller.send(name, request)
+        answered = caller.answered
+        caller.finish()
+    except AssertionError as error:
+        answered, wrong = caller.answered, f"{error}"[:500]
+    print(json.dumps({"answered": answered, "wrong": wrong}), flush=True)
+    os._exit(0)  # the executor's thread has no end
+
+
+def flooded(rig: NodeRig, image: np.ndarray, seed: int) -> tuple[float, float]:
+    """Images and requests per second when both come as fast as they go, from two processes."""
+    command = [sys.executable, "-m", "bench.fuzz_dds", str(seed)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise AssertionError("the flooding process did not start")
     start = time.monotonic()
-    thread.start()
     rate = processed_per_second(rig, image)
     span = time.monotonic() - start
-    stop.set()
-    thread.join(2 * ANSWER)
-    if problems:
-        raise problems[0]
-    return rate, (caller.answered - count) / span
+    process.stdin.close()
+    result = json.loads(process.stdout.readline())
+    process.wait(ANSWER)
+    if result["wrong"]:
+        raise AssertionError(result["wrong"])
+    return rate, result["answered"] / span
 
 
 def over_dds(number: int, seed: int, log: Path) -> dict[str, Any]:
@@ -133,7 +159,7 @@ def over_dds(number: int, seed: int, log: Path) -> dict[str, Any]:
     dice, image, start = Dice(seed, SIZE), picture(SIZE), time.monotonic()
     with NodeRig(parameters(), log) as rig:
         rig.wait_for_node(image)
-        caller = Caller(rig)
+        caller = Caller(rig.node)
         for k in range(number):
             message = dice.camera_image()
             rig.publisher.publish(damaged_on_the_wire(message, dice) if k % 10 == 0 else message)
@@ -150,9 +176,7 @@ def over_dds(number: int, seed: int, log: Path) -> dict[str, Any]:
         before = len(rig.arrivals)
         rig.wait_until(lambda: rig.show(image) and len(rig.arrivals) > before, "an ordinary image to be processed", 60)
         calm = processed_per_second(rig, image)
-        requests = [dice.request()[:2] for _ in range(200)]
-        requests = [r for r in requests if r[0] in ("add_objects", "list_objects", "remove_objects")]
-        rate, served = flooded(rig, caller, requests, image)
+        rate, served = flooded(rig, image, seed)
     text = log.read_text()
     if "Traceback" in text or "failed at" in text:
         raise AssertionError(f"an exception in the node's log: {log}")
@@ -167,3 +191,7 @@ def over_dds(number: int, seed: int, log: Path) -> dict[str, Any]:
         "requests_per_s": served,
         "codes": {code.name: n for code, n in sorted(caller.seen.items())},
     }
+
+
+if __name__ == "__main__":
+    flood(int(sys.argv[1]))
