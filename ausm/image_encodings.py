@@ -14,6 +14,9 @@ import numpy as np
 from ausm.errors import ImageError
 
 DEFAULT_MAX_PIXELS = 64 * 1024 * 1024  # an 8192 x 8192 image; larger headers are refused unread
+# The most pixels a byte of a file can stand for: a file that announces more lies, and is refused before it is decoded.
+# PNG: deflate packs at most 1032 to 1, eight pixels of one bit to a byte. JPEG: a block of 64 takes a bit or more.
+DENSITY = {"png": 1032 * 8, "jpeg": 64 * 8}
 
 
 class _Layout(NamedTuple):
@@ -177,6 +180,8 @@ def decode_compressed(data: Any, format: str = "", max_pixels: int = DEFAULT_MAX
     what = f"{header.kind.upper()} {header.height}x{header.width}"
     if header.height < 1 or header.width < 1 or header.height * header.width > max_pixels:
         raise ImageError(f"{what}: between 1 and {max_pixels} pixels are accepted")
+    if header.height * header.width > DENSITY[header.kind] * len(raw):
+        raise ImageError(f"{what}: {len(raw)} bytes cannot hold that many pixels")
     if header.kind == "jpeg" and raw.find(b"\xff\xd9", _jpeg_header(raw)[1]) < 0:
         raise ImageError(f"{what}: {len(raw)} bytes end before the image does")
     if header.kind == "png" and raw.rfind(b"IEND") < 0:

@@ -72,6 +72,7 @@ class CameraCounts:
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter()
         self._dropped = 0
+        self._last: dict[str, float] = {}  # time.monotonic() of each event's last time
         self.received = Rolling()
         self.processed = Rolling()  # value: receipt -> publication
         self.inference = Rolling()
@@ -97,7 +98,13 @@ class CameraCounts:
         """Counts any other event; returns its total."""
         with self._lock:
             self._totals[event] += 1
+            self._last[event] = time.monotonic()
             return self._totals[event]
+
+    def recent(self, event: str) -> bool:
+        """Whether `count` was told of the event within the last `WINDOW` seconds."""
+        with self._lock:
+            return event in self._last and time.monotonic() - self._last[event] < WINDOW
 
     def take_dropped(self) -> int:
         """Images dropped since the last call."""

@@ -1,11 +1,8 @@
 """The state of the node as `/diagnostics`: stream, objects and inference per camera, memory and model for the node."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from ausm.tracks import TrackState
 from ausm_ros.counts import DROPS, CameraCounts
+from ausm_ros.memory import resident_bytes
 from ausm_ros.parameters import Settings
 from ausm_ros.session import Snapshot
 
@@ -79,8 +77,10 @@ def inference_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         values |= {f"{name}_{key}_ms": value for key, value in rolling.percentiles()._asdict().items()}
     p95, limit = float(str(values["processing_p95_ms"])), settings.diagnostics_max_latency_ms
     late = limit > 0 and p95 > limit
-    message = f"p95 {p95:.0f} ms" + (f", more than {limit:.0f} ms" if late else "")
-    return _status(f"ausm: {view.name} inference", WARN if late else OK, message, values)
+    level, message = WARN if late else OK, f"p95 {p95:.0f} ms" + (f", more than {limit:.0f} ms" if late else "")
+    if view.counts.recent("model_errors"):
+        level, message = ERROR, f"history reset after an error: {view.counts.last_error}"
+    return _status(f"ausm: {view.name} inference", level, message, values)
 
 
 def objects_status(view: CameraView) -> DiagnosticStatus:
@@ -97,14 +97,6 @@ def objects_status(view: CameraView) -> DiagnosticStatus:
         "ids_issued": s.ids_issued,
     }
     return _status(f"ausm: {view.name} objects", WARN if full else OK, message, values)
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; the peak where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_status(views: Sequence[CameraView], device: torch.device | None) -> DiagnosticStatus:

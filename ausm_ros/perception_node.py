@@ -27,7 +27,7 @@ from rclpy.parameter import Parameter
 
 from ausm.errors import AusmError
 from ausm_ros.diagnostics import camera_statuses, memory_status, model_status, to_array
-from ausm_ros.executor import ServiceThreadsExecutor
+from ausm_ros.executor import Ration, ServiceThreadsExecutor
 from ausm_ros.parameters import (
     SPECS,
     BadParameter,
@@ -88,6 +88,11 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
 
     # --- parameters ---------------------------------------------------------------------------------------------
+
+    @property
+    def ration(self) -> Ration:
+        """The callback group of the services."""
+        return self._services_of_ours.ration
 
     def _declare(self, specs: tuple[Spec, ...]) -> None:
         for spec in specs:
@@ -250,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perception_node: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    executor = ServiceThreadsExecutor()
+    executor = ServiceThreadsExecutor(node.ration)
     executor.add_node(node)
     executor.submit(node.autostart)
     try:

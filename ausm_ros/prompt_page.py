@@ -27,6 +27,7 @@ from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 
 MAX_BODY = 100_000  # bytes of a request
 ANSWER = 15.0  # seconds for the node to answer
+PATIENCE = 5.0  # seconds for the node to apply a prompt
 
 
 class BadRequest(ValueError):
@@ -92,17 +93,28 @@ class ClickPage:
             time.sleep(0.005)
         return future.result()
 
-    def post(self, path: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Carries out a request of the page. Raises BadRequest, TimeoutError."""
-        if path == "/prompt":
-            stamp = to_time(max(0, int(data.get("stamp") or 0)))
+    def _prompt(self, prompt: Prompt, stamp: int) -> dict[str, Any]:
+        """Shows the node an object on the image of a stamp, or on the next one where that is too long ago for it.
+
+        People take longer over their clicks than `prompt.stale_after` and see at once what became of them.
+        """
+        words = ""
+        for at in (stamp, 0):
             request = AddObjects.Request(
-                camera=self._camera, prompts=[make_prompt(data)], stamp=stamp, wait=to_duration(3.0)
+                camera=self._camera, prompts=[prompt], stamp=to_time(at), wait=to_duration(PATIENCE)
             )
             answer = self._call("add_objects", request)
             result = answer.results[0]
-            words = f"{Code(result.code).name} {result.message or answer.message}".strip()
-            return {"ok": answer.success, "message": words, "track_id": result.track_id}
+            if result.code != Code.STALE_STAMP:
+                break
+            words = "on a newer image than the one clicked on"
+        message = f"{Code(result.code).name} {result.message or answer.message or words}".strip()
+        return {"ok": answer.success, "message": message, "track_id": result.track_id}
+
+    def post(self, path: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Carries out a request of the page. Raises BadRequest, TimeoutError."""
+        if path == "/prompt":
+            return self._prompt(make_prompt(data), max(0, int(data.get("stamp") or 0)))
         if path == "/remove":
             ids = [int(i) for i in data.get("track_ids", [])]
             answer = self._call("remove_objects", RemoveObjects.Request(camera=self._camera, track_ids=ids))

@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
     iou_with_prompt: float = math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare as a whole
 class ObjectPrompt:
     """One checked prompt: a mask of the size of the camera image.
 

@@ -1,6 +1,5 @@
 """What a configured node holds: the shared weights, and for each camera its session, subscription and publishers."""
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ausm.weights import resolve, sha256
 from ausm_ros.camera import Camera
 from ausm_ros.counts import CameraCounts
 from ausm_ros.diagnostics import CameraView
+from ausm_ros.memory import give_back
 from ausm_ros.messages import rgb_of
 from ausm_ros.outputs import CameraOutputs
 from ausm_ros.parameters import CameraSettings, Settings
@@ -175,7 +175,7 @@ class Runtime:
             parts.outputs.destroy()
         self.cameras = {}
         self.worker = Worker([], lambda _: None)
-        gc.collect()
+        give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

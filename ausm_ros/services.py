@@ -9,13 +9,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool
 
 from ausm.tracks import TrackState
-from ausm_ros.executor import may_wait
+from ausm_ros.executor import Ration, may_wait
 from ausm_ros.messages import to_instances, to_ns, to_result, to_time
 from ausm_ros.parameters import Settings
 from ausm_ros.prompts import (
@@ -46,10 +45,8 @@ class Services:
         """set_discovery: changes the parameter; returns the reason if that is refused, "" if not."""
         self._node, self._runtime, self._set_discovery = node, runtime, set_discovery
         self._waiting = threading.Semaphore(MAX_WAITING)
-        options: dict[str, Any] = {
-            "callback_group": ReentrantCallbackGroup(),  # a request that waits must not hold up the others
-            "qos_profile": QUEUE,
-        }
+        self.ration = Ration()
+        options: dict[str, Any] = {"callback_group": self.ration, "qos_profile": QUEUE}
         self._services = [
             node.create_service(AddObjects, "~/add_objects", self._guarded(self._add), **options),
             node.create_service(RemoveObjects, "~/remove_objects", self._guarded(self._remove), **options),
@@ -98,7 +95,8 @@ class Services:
                 raise Refusal(Code.TOO_MANY, "as many requests as the node accepts are in progress already")
             return future.result()
         try:
-            return future.result(timeout=min(seconds, MAX_WAIT))
+            with self.ration.waiting():
+                return future.result(timeout=min(seconds, MAX_WAIT))
         except FutureTimeoutError:
             if future.cancel():
                 raise Refusal(Code.TIMEOUT, f"not applied within {min(seconds, MAX_WAIT):.2f} s, withdrawn") from None

@@ -50,7 +50,7 @@ class PromptsApplied(NamedTuple):
     epoch: int
 
 
-@dataclass
+@dataclass(eq=False)  # two of the same content are two requests
 class PromptRequest:
     """Checked prompts on their way to the worker. Cancelling `future` before they are applied withdraws them."""
 
@@ -327,6 +327,11 @@ class Worker:
                 if is_out_of_memory(error):
                     self._on_fatal(f"out of memory: {str(error).splitlines()[0]}")
                     return
-                if not chosen.recover(error):
-                    self._on_fatal(f"{MAX_FAILURES} errors in a row, the last: {type(error).__name__}: {error}")
-                    return
+                try:
+                    if chosen.recover(error):
+                        continue
+                    words = f"{MAX_FAILURES} errors in a row, the last"
+                except Exception as second:  # the thread may not end without a word
+                    error, words = second, "no reset after an error"
+                self._on_fatal(f"{words}: {type(error).__name__}: {error}")
+                return

@@ -15,7 +15,7 @@ import numpy as np
 
 from ausm.errors import AusmError
 
-READY = 180.0  # seconds for the node to become active: it may have to compile kernels on its first run
+READY = 900.0  # seconds for the node to become active: it may compile kernels on its first run, on a busy machine
 
 
 class Arrival(NamedTuple):

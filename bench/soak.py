@@ -3,7 +3,9 @@
 Every minute brings the same mix in random order: births, re-prompts, removals, resets, another image size, malformed
 images and requests, duplicates, zero stamps and jumps back in time. Compared are the second and the last minute:
 resident memory within 2 %, state bytes equal, 95th percentile of the latency within 10 %; no exception in the node's
-log. Prints one row a minute and, as its last line, one JSON object. The exit status is 0 only if all hold.
+log. Before the first minute the node once holds every number of objects it may: oneDNN compiles kernels for each and
+keeps the last 1,024, memory that comes once and stays. Prints one row a minute and, as its last line, one JSON object.
+The exit status is 0 only if all hold.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from bench.node import picture, seconds
 from bench.node_rig import NodeRig
 
 SIZES = ((240, 320), (200, 360))  # the first is the usual one
-RATE = 5.0  # images per second
+CAPACITY = 30  # places for objects
+RATE = 5.0  # images per second, unless another is given
 EVENTS = (
     ["prompt"] * 12 + ["again"] * 4 + ["remove"] * 6 + ["reset"] * 2 + ["bad_prompt"] * 8 + ["bad_image"] * 8
     + ["duplicate"] * 4 + ["zero"] * 2 + ["back"] + ["resize"] + ["list"] * 4 + ["parameter"] * 2
@@ -46,8 +49,8 @@ class Minute(NamedTuple):
 class Soak:
     """Drives one node through its events."""
 
-    def __init__(self, rig: NodeRig, seed: int) -> None:
-        self.rig, self.random = rig, random.Random(seed)
+    def __init__(self, rig: NodeRig, seed: int, rate: float = RATE) -> None:
+        self.rig, self.random, self.rate = rig, random.Random(seed), rate
         self.images = [picture(size) for size in SIZES]
         self.size = 0
         self.codes: Counter[str] = Counter()
@@ -111,6 +114,23 @@ class Soak:
             parameter = Parameter("score_threshold", value=self.random.uniform(0.3, 0.7)).to_parameter_msg()
             rig.call(SetParameters, "set_parameters", SetParameters.Request(parameters=[parameter]))
 
+    def fill(self) -> None:
+        """Every number of objects from 1 to all places, an image for each."""
+        from ausm_ros.srv import Reset
+
+        rig = self.rig
+        for _ in range(CAPACITY):
+            self._add(self._prompt())
+            before = len(rig.arrivals)
+            rig.wait_until(lambda n=before: self._shown(n), "an answer to an image")
+        rig.call(Reset, "reset", Reset.Request())
+
+    def _shown(self, number: int) -> bool:
+        """Shows an image; whether more than `number` answers have come."""
+        self.rig.show(self.images[self.size])
+        time.sleep(1 / self.rate)
+        return len(self.rig.arrivals) > number
+
     def _bad_image(self, image: np.ndarray) -> None:
         from std_msgs.msg import Header
 
@@ -126,8 +146,23 @@ class Soak:
             message.width = 4_000_000_000
         self.rig.publisher.publish(message)
 
+    def _settle(self) -> None:
+        """Back to the usual size and until diagnostics tell of it, so that the bytes of the state can be compared."""
+        rig, self.size = self.rig, 0
+        usual = SIZES[0]
+
+        def answered() -> bool:
+            rig.show(self.images[0])
+            time.sleep(1 / self.rate)
+            message = rig.arrivals[-1].message if rig.arrivals else None
+            return message is not None and (message.height, message.width) == usual and message.frame_index > 0
+
+        rig.wait_until(answered, "an answer of the usual size")
+        since = time.time()
+        rig.wait_until(lambda: sum(s["at"] > since for s in rig.states) > 1, "diagnostics")
+
     def minute(self, length: float) -> Minute:
-        """All events in random order over `length` seconds, images at `RATE` throughout."""
+        """All events in random order over `length` seconds, images at the rate throughout."""
         events = list(EVENTS)
         self.random.shuffle(events)
         start, first, rss = time.monotonic(), len(self.rig.arrivals), []
@@ -136,16 +171,12 @@ class Soak:
             if done < len(events) and now > (done + 0.5) * 0.9 * length / len(events):
                 self.event(events[done])
                 done += 1
-            if now >= frames / RATE:
+            if now >= frames / self.rate:
                 self.rig.show(self.images[self.size])
                 rss.append(self.process.memory_info().rss)
                 frames += 1
             time.sleep(0.005)
-        self.size = 0
-        for _ in range(10):  # back to the usual size, so that the state's bytes can be compared
-            self.rig.show(self.images[0])
-            time.sleep(1 / RATE)
-        time.sleep(1.2)  # diagnostics come once a second
+        self._settle()
         arrivals = self.rig.arrivals[first:]
         latency = [1e3 * (at - seconds(m.header.stamp)) for at, m in arrivals if seconds(m.header.stamp) > at - 50]
         dropped = sum(m.dropped for _, m in arrivals)
@@ -167,14 +198,16 @@ def main() -> int:
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of a minute, for trials")
     parser.add_argument("--checkpoint", default="nano")
     parser.add_argument("--short-side", type=int, default=128, help="input_short_side of the node")
+    parser.add_argument("--rate", type=float, default=RATE, help="images per second (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     log = Path(tempfile.mkdtemp(prefix="ausm_soak_")) / "node.log"
     parameters = [f"checkpoint:={args.checkpoint}", f"input_short_side:={args.short_side}", "device:=cpu"]
-    parameters += [f"warmup_size:=[{SIZES[0][0]}, {SIZES[0][1]}]", "capacity:=30", "max_missed:=30"]
+    parameters += [f"warmup_size:=[{SIZES[0][0]}, {SIZES[0][1]}]", f"capacity:={CAPACITY}", "max_missed:=30"]
     with NodeRig(parameters, log) as rig:
-        soak = Soak(rig, args.seed)
+        soak = Soak(rig, args.seed, args.rate)
         rig.wait_for_node(soak.images[0])
+        soak.fill()
         print(f"{'minute':>6s} {'RSS MB':>8s} {'state MB':>8s} {'p50 ms':>8s} {'p95 ms':>8s} "
               f"{'messages':>8s} {'dropped':>8s} {'live':>6s} {'epochs':>6s}")  # fmt: skip
         minutes = []

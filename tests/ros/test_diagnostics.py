@@ -10,7 +10,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import torch
 from builtin_interfaces.msg import Time
-from scripted_stream import ScriptedStream
 
 from ausm_ros.counts import DROPS, WINDOW, CameraCounts, Rolling
 from ausm_ros.diagnostics import (
@@ -21,12 +20,13 @@ from ausm_ros.diagnostics import (
     camera_statuses,
     memory_status,
     model_status,
-    resident_bytes,
     to_array,
 )
+from ausm_ros.memory import resident_bytes
 from ausm_ros.parameters import SPECS, make_settings
 from ausm_ros.prompts import ObjectPrompt
 from ausm_ros.session import Session
+from bench.scripted_stream import ScriptedStream
 
 
 def view(enabled: bool = True) -> CameraView:
@@ -78,6 +78,19 @@ def test_late_messages_warn_where_a_limit_is_set() -> None:
     assert inference.level == WARN and inference.message == "p95 250 ms, more than 100 ms"
     values = {v.key: v.value for v in inference.values}
     assert values["processing_p99_ms"] == "250.000" and values["inference_p50_ms"] == "nan"
+
+
+def test_an_error_of_the_model_is_an_error_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = view()
+    assert statuses(broken)[1].level == OK
+    broken.counts.count("model_errors")
+    broken.counts.last_error = "scores are not finite"
+    inference = statuses(broken)[1]
+    assert inference.level == ERROR and "scores are not finite" in inference.message
+    later = time.monotonic() + WINDOW + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert statuses(broken)[1].level == OK  # the count stays, in the stream's values
+    assert {v.key: v.value for v in statuses(broken)[0].values}["model_errors"] == "1"
 
 
 def test_full_camera_warns() -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_stream import ScriptedStream
 
 import ausm
 from ausm_ros.history import MAX_BYTES, History, Moment
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
+from bench.scripted_stream import ScriptedStream
 
 SECOND = 10**9
 SIZE = (48, 64)

@@ -11,7 +11,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from ausm_ros.msg import Instance, Prompt, PromptResult, Rle
 from builtin_interfaces.msg import Time
-from scripted_stream import ScriptedStream
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -37,6 +36,7 @@ from ausm_ros.optional_outputs import to_annotations, to_detections, to_label_in
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome, PromptType
 from ausm_ros.session import Session, Sighting
 from ausm_ros.worker import Report
+from bench.scripted_stream import ScriptedStream
 
 H, W = 40, 60
 

@@ -19,13 +19,24 @@ NODE: list[Process] = []
 
 @pytest.fixture(scope="module")
 def friend() -> Iterator[Robot]:
-    """A node on simulated time."""
-    with perception("discovery:=false", "use_sim_time:=true") as node, robot() as made:
+    """A node on simulated time that keeps two seconds of history."""
+    with perception("discovery:=false", "use_sim_time:=true", "prompt.history:=2.0") as node, robot() as made:
         NODE[:] = [node]
         made.wait_for_state("active")
         made.show()
         yield made
         assert "Traceback" not in node.output, node.output
+
+
+def test_late_prompt_is_applied_at_its_stamp(friend: Robot) -> None:
+    """An operator draws on an image that is five images old by the time the request arrives."""
+    friend.reset()
+    shown = [to_ns(friend.show().header.stamp) for _ in range(6)]
+    answer = friend.add(mask_prompt(name="late"), stamp=shown[1], wait=60.0)
+    assert answer.success and to_ns(answer.applied_stamp) == shown[1], answer
+    [instance] = friend.show().instances
+    assert instance.name == "late" and to_ns(instance.first_seen) == shown[1] and instance.age >= 5
+    friend.reset()
 
 
 def test_requests_that_wait_do_not_hold_up_images_or_each_other(friend: Robot) -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
-from harness import SIZE, Robot, perception, robot, wait_until
+from harness import SECOND, SIZE, Robot, image_message, perception, robot, wait_until
 from rclpy.executors import SingleThreadedExecutor
 
 from ausm_ros.prompt_page import BadRequest, ClickPage, make_prompt, make_server
@@ -81,6 +81,29 @@ def test_clicks_become_objects(open_page: tuple[Browser, Robot]) -> None:
     assert browser.post("/remove", {"track_ids": [answer["track_id"]]})[1]["ok"]
     assert browser.post("/reset", {})[1]["message"].startswith("epoch")
     friend.show()
+
+
+def test_slow_clicks_go_to_the_next_image_and_say_so(open_page: tuple[Browser, Robot]) -> None:
+    """People take longer than the node keeps a stamp for."""
+    browser, friend = open_page
+    drawn_on = int(browser.get("/frame.jpg")[2]["X-Stamp"])
+    friend.show(stamp=drawn_on + 9 * SECOND)
+    stop = threading.Event()
+
+    def images() -> None:
+        stamp = drawn_on + 9 * SECOND
+        while not stop.wait(0.2):
+            friend.publish(image_message(stamp := stamp + SECOND // 5))
+
+    thread = threading.Thread(target=images)
+    thread.start()
+    try:
+        answer = browser.post("/prompt", {"points": [[40, 30, 1]], "stamp": str(drawn_on)})[1]
+    finally:
+        stop.set()
+        thread.join()
+    assert answer["ok"] and answer["message"] == "OK on a newer image than the one clicked on", answer
+    assert friend.reset().success
 
 
 def test_what_is_not_a_prompt_is_refused(open_page: tuple[Browser, Robot]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_stream import ScriptedStream
 
 from ausm.errors import ImageError
 from ausm.masks import Box
@@ -14,6 +13,7 @@ from ausm_ros.counts import CameraCounts
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
 from ausm_ros.worker import QUEUE, CameraTask, Mailbox, Pending, PromptRequest, Report, Worker, is_out_of_memory
+from bench.scripted_stream import ScriptedStream
 
 SIZE = (8, 12)
 
@@ -199,6 +199,31 @@ def test_reset_refuses_prompts_of_the_old_epoch(bench: Bench) -> None:
     assert request.future.result(10).outcomes[0].code == Code.STALE_STAMP
 
 
+def test_reset_tells_requests_apart_that_are_alike(bench: Bench) -> None:
+    """Found by the fuzz: requests were compared by their masks, and the worker's thread ended."""
+    bench.show()
+    stamps = (0, bench.stamp + 10**9, bench.stamp + 10**9)
+    requests = [PromptRequest([prompt(name="cup")], atomic=True, stamp=stamp) for stamp in stamps]
+    for request in requests:
+        bench.tasks[0].post_prompts(request)
+    bench.tasks[0].post(lambda: bench.tasks[0].reset("resets"))
+    bench.worker.notify()
+    assert [r.future.result(10).outcomes[0].code for r in requests[1:]] == [Code.STALE_STAMP] * 2
+    bench.show()
+    assert requests[0].future.result(10).outcomes[0].code == Code.OK
+
+
+def test_error_in_a_reset_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(error: Exception) -> bool:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(bench.tasks[0], "recover", broken)
+    bench.streams[0].fail = RuntimeError("boom")
+    bench.put()
+    bench.wait(lambda: bench.fatal)
+    assert "no reset after an error" in bench.fatal.pop() and not bench.fatal
+
+
 def test_withdrawn_prompt_leaves_no_trace(bench: Bench) -> None:
     request = PromptRequest([prompt()], atomic=True)
     bench.tasks[0].post_prompts(request)
@@ -228,9 +253,7 @@ def test_mixed_prompts_are_undone_together_or_applied_apart(bench: Bench) -> Non
     assert (report.output.tracks[1].mask == moved).all() and len(report.output.tracks) == 5
 
 
-def test_box_and_points_are_shaped_by_the_model_when_applied(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_box_and_points_are_shaped_by_the_model_when_applied(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     idea = np.zeros(SIZE, np.bool_)
     idea[1:7, 2:9] = True
     asked: list[Any] = []
