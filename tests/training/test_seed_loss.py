@@ -2,8 +2,10 @@
 
 import torch
 
-from ausm.seeds import Seeds
-from training.seed_loss import seed_loss
+from ausm.seeds import START, Extent, Seeds
+from training.matcher import match
+from training.noise import HistoryNoise, add_noise
+from training.seed_loss import seed_loss, way_to_seeds
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,3 +69,43 @@ def test_queries_start_at_the_highest_peaks() -> None:
     assert torch.allclose(out.content[0, :3], expected, atol=1e-5)
     small = seeds(torch.randn(2, 4, 16), (2, 2))
     assert small.content.shape == (2, 4, 16) and torch.equal(small.content[:, 0], small.content[:, 3])
+
+
+def test_the_way_from_a_seed_is_measured_in_sizes_of_the_object() -> None:
+    masks, known = scene()
+    block = torch.tensor([48 / 64, 48 / 64])  # its middle, in image heights
+    width = (16 * 32 / 64**2) ** 0.5
+    centres = torch.stack((block, block + torch.tensor([0.0, width]), torch.tensor([0.1, 0.1])))[None].repeat(2, 1, 1)
+    way = way_to_seeds(centres, masks, known, (8, 8))
+    assert way.shape == (2, 3, 2)
+    assert way[0, 0, 1] < 0.5 and abs(way[0, 1, 1] - way[0, 0, 1] - 1) < 0.5  # the grid is one eighth of the image
+    assert way[0, 2, 0] < way[0, 0, 0] and way[0, 2, 1] > 2
+    assert not way[1, :, 0].any()  # not there
+
+
+def test_a_target_goes_to_the_seed_that_lies_on_it() -> None:
+    masks, known = scene()
+    logits = torch.zeros(2, 3, 10)  # all masks alike: only the way decides
+    centres = torch.tensor([[0.9, 0.1], [0.75, 0.75], [0.2, 0.1]])[None].repeat(2, 1, 1)
+    way = way_to_seeds(centres, masks, known, (8, 8))
+    y = torch.ones(2, 2, 10)
+    f, q, k = match(logits, torch.zeros(2, 3), y, known, (2.0, 5.0, 5.0), 5 * way)
+    assert sorted(zip(f.tolist(), k.tolist(), q.tolist(), strict=True)) == [(0, 0, 2), (0, 1, 1), (1, 1, 1)]
+
+
+def test_masks_fall_off_around_their_seed() -> None:
+    extent = Extent(D=16)
+    centre = torch.tensor([[[0.25, 0.5], [0.75, 1.25]]])
+    rows, columns = extent(torch.randn(1, 2, 16), centre, (8, 16))
+    assert rows.shape == (1, 2, 8) and columns.shape == (1, 2, 16)
+    reach = rows[..., None] + columns[..., None, :]
+    for q, (y, x) in enumerate(centre[0].tolist()):
+        i, j = (torch.arange(n) + 0.5 for n in (8, 16))
+        expected = -START * ((i[:, None] / 8 - y) ** 2 + (j / 8 - x) ** 2)
+        assert torch.allclose(reach[0, q], expected, atol=1e-5)
+
+
+def test_a_clip_without_objects_has_a_history_without_objects() -> None:
+    history = torch.zeros(2, 4, 0, 8, 8, dtype=torch.bool)
+    out = add_noise(history, torch.zeros(2, 4, 0, dtype=torch.bool), HistoryNoise(), torch.Generator().manual_seed(0))
+    assert out.shape == history.shape
