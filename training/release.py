@@ -15,9 +15,11 @@ from ausm.errors import CheckpointError
 REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what training itself recorded
 
 
-def release(source: Path, card: dict[str, Any], out: Path) -> dict[str, Any]:
+def release(source: Path, card: dict[str, Any], out: Path, shift: float = 0.0) -> dict[str, Any]:
     """Write `source` to `out` with the card merged into its manifest; returns the manifest.
 
+    `shift` is added to the objectness logits of all queries: what the probability of 1/2, the stream's default threshold,
+    should mean is measured after training, on videos that nothing else was tuned on (docs/training.md).
     Raises CheckpointError if the card lacks a required entry or the weights do not load strictly.
     """
     missing = [name for name in REQUIRED if not card.get(name)]
@@ -25,6 +27,9 @@ def release(source: Path, card: dict[str, Any], out: Path) -> dict[str, Any]:
         raise CheckpointError(f"the card lacks {missing}; it needs {list(REQUIRED)}")
     model = weights.load(source, "cpu")
     manifest = {**weights.read_metadata(source)[1], **card}
+    if shift:
+        model.pixel_decoder.objectness.bias.data += shift
+        manifest["objectness_shift"] = shift
     out.parent.mkdir(parents=True, exist_ok=True)
     weights.save(out, model, manifest)
     return manifest
@@ -35,9 +40,10 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="averaged weights of the last stage")
     parser.add_argument("--card", type=Path, required=True, help=f"JSON with {', '.join(REQUIRED)}")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shift-objectness", type=float, default=0.0, help="logits added to what says: an object")
     args = parser.parse_args()
     try:
-        release(args.weights, json.loads(args.card.read_text()), args.out)
+        release(args.weights, json.loads(args.card.read_text()), args.out, args.shift_objectness)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"release: error: {error}", file=sys.stderr)
         return 2
