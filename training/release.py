@@ -18,8 +18,8 @@ REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what
 def release(source: Path, card: dict[str, Any], out: Path, shift: float = 0.0) -> dict[str, Any]:
     """Write `source` to `out` with the card merged into its manifest; returns the manifest.
 
-    `shift` is added to the objectness logits of all queries: what the probability of 1/2, the stream's default threshold,
-    should mean is measured after training, on videos that nothing else was tuned on (docs/training.md).
+    `shift` is added to the objectness logits of all queries: at which of them a discovery should be shown, the stream's
+    threshold of 1/2, is measured after training (docs/training.md).
     Raises CheckpointError if the card lacks a required entry or the weights do not load strictly.
     """
     missing = [name for name in REQUIRED if not card.get(name)]
