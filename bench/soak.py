@@ -159,7 +159,10 @@ class Soak:
 
         rig.wait_until(answered, "an answer of the usual size")
         since = time.time()
-        rig.wait_until(lambda: sum(s["at"] > since for s in rig.states) > 1, "diagnostics")
+        # zero bytes would be the moment between an epoch and its first image
+        rig.wait_until(
+            lambda: sum(s["at"] > since and s["state_bytes"] > 0 for s in rig.states[-2:]) > 1, "diagnostics"
+        )
 
     def minute(self, length: float) -> Minute:
         """All events in random order over `length` seconds, images at the rate throughout."""
