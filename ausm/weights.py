@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ausm.config import PRESETS, AusmConfig, config_from_dict, config_to_dict
 from ausm.errors import CheckpointError
@@ -86,6 +86,8 @@ def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, f
         if name_or_path not in PRESETS:
             raise CheckpointError(f"no preset {str(name_or_path)!r}, presets are {sorted(PRESETS)}")
         model = AUSM(PRESETS[str(name_or_path)]()).eval().to(target)
+        if model.pixel_decoder.seeds is not None:  # untrained seeds say no everywhere: nothing would ever be found
+            nn.init.zeros_(model.pixel_decoder.seeds.score.bias)
         return mark_constant(model) if fuse else model
     path = resolve(name_or_path)
     config, _ = read_metadata(path)
