@@ -141,11 +141,11 @@ class Process:
         if self._process.poll() is None:
             self._process.send_signal(how)
         try:
-            return self.finish(30)
+            return self.finish(90)
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGABRT)  # its threads tell where they are
             self.finish(30)
-            raise AssertionError(f"still running 30 s after {how.name}:\n{self.output}") from None
+            raise AssertionError(f"still running 90 s after {how.name}:\n{self.output}") from None
 
 
 @contextmanager
