@@ -32,6 +32,7 @@ class SourceConfig:
     topic: str | None = None  # bags: the camera topic, where there are several
     labels: str | None = None  # bags: the topic of the masks, where there are several
     paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
+    frames: int | None = None  # T of this source's clips, None = as the stage says
 
 
 Maker = Callable[[SourceConfig, Path], Reader]
@@ -90,7 +91,7 @@ def make_source(config: SourceConfig, base: Path) -> Source:
         reader.exhaustive = config.exhaustive
     if config.head is not None:
         reader.head = config.head
-    return Source(reader, config.weight, config.paste)
+    return Source(reader, config.weight, config.paste, config.frames)
 
 
 def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:
@@ -136,12 +137,16 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
             expected = (int, float)
         elif key == "exhaustive":
             expected = bool
+        elif key == "frames":
+            expected = int
         elif key == "exclude":
             expected = list
         if not isinstance(value, expected) or (isinstance(value, bool) and key != "exhaustive"):
             raise ClipDataError(f"{where}: {key} = {value!r} is no {expected}")
     if values.get("weight", 1.0) < 0 or not 0 <= values.get("paste", 0.0) <= 1:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
+    if values.get("frames", 1) < 1:
+        raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
     values["exclude"] = tuple(str(item) for item in values.get("exclude", ()))
     return SourceConfig(**values)
 

@@ -37,11 +37,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A reader with its share of the batches. `paste`: None = as the clip configuration says."""
+    """A reader with its share of the batches. `paste`, `frames`: None = as the clip configuration says."""
 
     reader: Reader
     weight: float
     paste: float | None = None
+    frames: int | None = None
+
+    def configure(self, config: ClipConfig) -> ClipConfig:
+        """The clip configuration with this source's own values."""
+        own = {"paste": self.paste, "frames": self.frames}
+        return replace(config, **{name: value for name, value in own.items() if value is not None})
 
 
 def collate(clips: Sequence[Clip], skipped: tuple[str, ...] = ()) -> Batch:
@@ -118,8 +124,7 @@ class ClipBatches(Dataset[Batch]):
             rng = np.random.default_rng([self.seed, k, row, attempt])
             item = int(rng.integers(len(source.reader)))
             try:
-                config = self.config if source.paste is None else replace(self.config, paste=source.paste)
-                return make_clip(source.reader, item, rng, config, self.bank)
+                return make_clip(source.reader, item, rng, source.configure(self.config), self.bank)
             except ClipDataError as error:
                 skipped.append(str(error))
         raise ClipDataError(

@@ -88,10 +88,11 @@ class Criterion:
         """
         flat = _Flat(targets, class_ids)
         n = max(num_masks if num_masks is not None else float(flat.count), 1.0)
+        way = self._way(outputs[0], flat)
         total: dict[str, Tensor] = {}
         for i, output in enumerate(outputs):
             scale = 1.0 if i == len(outputs) - 1 else self.config.deep
-            for name, value in self._one(output, flat, head, exhaustive).items():
+            for name, value in self._one(output, flat, head, exhaustive, way).items():
                 total[name] = total.get(name, 0) + scale * value / n
         if outputs[0].seeds is not None:
             known = flat.visible & (flat.active | flat.det)
@@ -99,7 +100,17 @@ class Criterion:
             total["seed"] = self.config.w_seed * loss / n
         return total
 
-    def _one(self, out: Predictions, flat: "_Flat", head: str, exhaustive: bool) -> dict[str, Tensor]:
+    def _way(self, out: Predictions, flat: "_Flat") -> Tensor | None:
+        """Cost of the matcher (frames, Q, K): a seed on the object is its query, or every query would learn to look
+        everywhere. The seeds are those of all outputs of the batch."""
+        if out.seeds is None:
+            return None
+        grid = out.seeds.scores.shape[-2:]
+        return self.config.w_way * way_to_seeds(out.seeds.centre, flat.masks, flat.det, grid)
+
+    def _one(
+        self, out: Predictions, flat: "_Flat", head: str, exhaustive: bool, way: Tensor | None
+    ) -> dict[str, Tensor]:
         c, K = self.config, flat.active.shape[1]
         f_trk, k_trk = flat.active.nonzero(as_tuple=True)
         bce_trk, dice_trk = mask_losses(
@@ -109,7 +120,7 @@ class Criterion:
         obj_trk = F.binary_cross_entropy_with_logits(
             out.objectness[f_trk, k_trk].float(), visible_trk.float(), reduction="sum"
         )
-        f, q, k = self._match(out, flat, K)
+        f, q, k = self._match(out, flat, K, way)
         bce_det, dice_det = mask_losses(out.masks[f, K + q], flat.masks[f, k], flat.visible[f, k], c)
         obj = out.objectness[:, K:].float()
         wanted = torch.zeros_like(obj)
@@ -129,7 +140,7 @@ class Criterion:
             losses["class"] = c.w_class * self._class_loss(out, flat, head, (f, q, k), (f_trk, k_trk), exhaustive)
         return losses
 
-    def _match(self, out: Predictions, flat: "_Flat", K: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _match(self, out: Predictions, flat: "_Flat", K: int, way: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Costs on one random set of points shared by all masks."""
         P = min(self.config.points, out.masks.shape[-1] * out.masks.shape[-2])
         points = torch.rand(1, P, 2, device=out.masks.device)
@@ -140,10 +151,7 @@ class Criterion:
         y = torch.zeros(frames, flat.det.shape[1], P, device=det.device)
         if len(f):
             y[f, k] = sample_points(flat.masks[f, k].float(), points.expand(len(f), -1, -1))
-        c, way = self.config, None
-        if out.seeds is not None:  # a seed on the object is its query, or every query would learn to look everywhere
-            grid = out.seeds.scores.shape[-2:]
-            way = c.w_way * way_to_seeds(out.seeds.centre, flat.masks, flat.det, grid)
+        c = self.config
         return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_objectness, c.w_mask, c.w_dice), way)
 
     def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:
