@@ -4,36 +4,49 @@ from torch import Tensor, nn
 
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import CompressorConfig
+from ausm.norm import LayerNorm
 from ausm.position import sine_position
 from ausm.ssm import Mamba
 
 
 class CompressorLayer(nn.Module):
-    """Pre-norm residual layer. The only part of the model that looks across frames is `mamba`."""
+    """Pre-norm residual layer. The only part of the model that looks across frames is `mamba`.
+
+    Input and output are two addends (x, y), y None in the first layer: the sum is left to the norm that comes next.
+    """
 
     def __init__(self, D: int, config: CompressorConfig) -> None:
         super().__init__()
-        self.norm_t = nn.LayerNorm(D)
+        self.norm_t = LayerNorm(D)
         self.mamba = Mamba(D, config.d_state, config.d_conv, config.expand)
-        self.norm_s = nn.LayerNorm(D)
+        self.norm_s = LayerNorm(D)
         self.attn = Attention(D, config.heads)
-        self.norm_f = nn.LayerNorm(D)
+        self.norm_f = LayerNorm(D)
         self.ffn = FeedForward(D, config.ffn)
         self.kv_stride = config.kv_stride
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """All frames of B clips at once: x (B, T, N, D), grid (h, w) -> (B, T, N, D)."""
-        x = x + self.mamba(self.norm_t(x))
-        return self.spatial(x.flatten(0, 1), size).unflatten(0, x.shape[:2])
+    def forward(self, x: Tensor, y: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """All frames of B clips at once: x, y (B, T, N, D), grid (h, w) -> two addends (B, T, N, D)."""
+        clips = x.shape[:2]
+        x, normed, _ = self.norm_t.pre(x, y)
+        x, y = self.spatial(x.flatten(0, 1), self.mamba(normed).flatten(0, 1), size)
+        return x.unflatten(0, clips), y.unflatten(0, clips)
 
-    def spatial(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Attention over one frame's grid and FFN: (B', N, D) -> (B', N, D)."""
-        y = self.norm_s(x)
+    def step(
+        self, x: Tensor, y: Tensor | None, conv: Tensor, ssm: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """One frame of C streams: x, y (C, N, D) -> two addends (C, N, D); the states are updated in place."""
+        x, normed, _ = self.norm_t.pre(x, y)
+        return self.spatial(x, self.mamba.step(normed.flatten(0, 1), conv, ssm).view_as(x), size)
+
+    def spatial(self, x: Tensor, y: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Attention over one frame's grid and FFN: x, y (B', N, D) -> two addends (B', N, D)."""
+        D = x.shape[-1]
+        x, y, q = self.norm_s.pre(x, y, sine_position(*size, D, x.device, x.dtype))
         keys, pooled = pool_tokens(y, size, self.kv_stride)
-        q = y + sine_position(*size, y.shape[-1], y.device, y.dtype)
-        k = keys + sine_position(*pooled, y.shape[-1], y.device, y.dtype)
-        x = x + self.attn(q, k, keys)
-        return x + self.ffn(self.norm_f(x))
+        k = keys + sine_position(*pooled, D, y.device, y.dtype)
+        x, y, _ = self.norm_f.pre(x, self.attn(q, k, keys))
+        return x, self.ffn(y)
 
 
 class HistoryCompressor(nn.Module):
@@ -42,22 +55,21 @@ class HistoryCompressor(nn.Module):
     def __init__(self, D: int, config: CompressorConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(CompressorLayer(D, config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(D)
+        self.norm = LayerNorm(D)
 
     def forward(self, E: Tensor, size: tuple[int, int]) -> Tensor:
         """Parallel form: E (B, T, N, D), grid (h, w) -> F (B, T, N, D), zero state before the first frame."""
-        x = E
+        x, y = E, None
         for layer in self.layers:
-            x = layer(x, size)
-        return self.norm(x)
+            x, y = layer(x, y, size)
+        return self.norm.pre(x, y)[1]
 
     def step(self, E: Tensor, conv: Tensor, ssm: Tensor, size: tuple[int, int]) -> Tensor:
         """Recurrent form: E (C, N, D) of C streams -> F (C, N, D).
 
         conv (L, C * N, d_inner, d_conv - 1) and ssm (L, C * N, d_inner, d_state) are updated in place.
         """
-        x = E
+        x, y = E, None
         for i, layer in enumerate(self.layers):
-            x = x + layer.mamba.step(layer.norm_t(x).flatten(0, 1), conv[i], ssm[i]).view_as(x)
-            x = layer.spatial(x, size)
-        return self.norm(x)
+            x, y = layer.step(x, y, conv[i], ssm[i], size)
+        return self.norm.pre(x, y)[1]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import DecoderConfig
+from ausm.norm import LayerNorm
 from ausm.position import locality_bias, sine_position
 
 
@@ -19,7 +20,10 @@ class History(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm: self-attention over X (optional), cross-attention X -> F, FFN."""
+    """Pre-norm: self-attention over X (optional), cross-attention X -> F, FFN.
+
+    Input and output are two addends (x, y), y None in the first layer: the sum is left to the norm that comes next.
+    """
 
     def __init__(self, D: int, config: DecoderConfig) -> None:
         super().__init__()
@@ -28,25 +32,29 @@ class DecoderLayer(nn.Module):
         if self.reach and len(self.reach) != config.heads:
             raise ValueError(f"locality {self.reach} for {config.heads} heads")
         self.self_attn = Attention(D, config.heads) if config.self_attn else None
-        self.norm_self = nn.LayerNorm(D) if config.self_attn else None
-        self.norm_cross = nn.LayerNorm(D)
+        self.norm_self = LayerNorm(D) if config.self_attn else None
+        self.norm_cross = LayerNorm(D)
         self.cross_attn = Attention(D, config.heads)
-        self.norm_ffn = nn.LayerNorm(D)
+        self.norm_ffn = LayerNorm(D)
         self.ffn = FeedForward(D, config.ffn)
 
-    def forward(self, x: Tensor, history: History, size: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor | None, history: History, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """x, y (B', N, D), grid (h, w) -> two addends (B', N, D)."""
         D = x.shape[-1]
         pos = sine_position(*size, D, x.device, x.dtype)
         if self.self_attn is not None:
-            y = self.norm_self(x)
+            x, y, q = self.norm_self.pre(x, y, pos)
             keys, pooled = pool_tokens(y, size, self.kv_stride)
-            x = x + self.self_attn(y + pos, keys + sine_position(*pooled, D, x.device, x.dtype), keys)
+            y = self.self_attn(q, keys + sine_position(*pooled, D, x.device, keys.dtype), keys)
         bias = None
         if self.reach:
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             bias = locality_bias(size, history.size, self.kv_stride, self.reach, x.device, dtype)
-        x = x + self.cross_attn(self.norm_cross(x) + pos, history.k, history.v, bias)
-        return x + self.ffn(self.norm_ffn(x))
+        x, _, q = self.norm_cross.pre(x, y, pos)
+        x, y, _ = self.norm_ffn.pre(x, self.cross_attn(q, history.k, history.v, bias))
+        return x, self.ffn(y)
 
 
 class HistoryDecoder(nn.Module):
@@ -55,13 +63,13 @@ class HistoryDecoder(nn.Module):
     def __init__(self, D: int, config: DecoderConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(D, config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(D)
+        self.norm = LayerNorm(D)
         self.kv_stride = config.kv_stride
 
     def forward(self, X: Tensor, F_t: Tensor, size: tuple[int, int]) -> Tensor:
         v, pooled = pool_tokens(F_t, size, self.kv_stride)
         history = History(v + sine_position(*pooled, v.shape[-1], X.device, X.dtype), v, pooled)
-        x = X
+        x, y = X, None
         for layer in self.layers:
-            x = layer(x, history, size)
-        return self.norm(x)
+            x, y = layer(x, y, history, size)
+        return self.norm.pre(x, y)[1]

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ausm import attention_cpu
-from ausm.attention import Attention
+from ausm.frame_modules import FRAME_CLASSES
 from ausm.model import AUSM
 
 LOG = logging.getLogger("ausm")
@@ -159,9 +158,9 @@ def pack(model: AUSM, precision: str) -> AUSM:
                 setattr(parent, name, packed)
                 if attribute is not None:
                     setattr(parent, following, nn.Identity())
-        for module in copy.modules():
-            if type(module) is Attention:
-                module.__class__ = FrameAttention
+        if dtype == torch.bfloat16:
+            for module in copy.modules():
+                module.__class__ = FRAME_CLASSES.get(type(module), type(module))
         error = _difference(model, copy, precision)
     if not error < TOLERANCE[precision]:
         LOG.warning("%s is not packed: its maps would differ by %.1e", model.config.backbone.name, error)
@@ -251,11 +250,3 @@ class PackedPointwise(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class FrameAttention(Attention):
-    """`Attention` through the kernel of `ausm.attention_cpu` where that takes the tensors."""
-
-    def read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        out = attention_cpu.attend(q, k, v, self.heads, mask)
-        return super().read(q, k, v, mask) if out is None else out

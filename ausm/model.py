@@ -12,6 +12,7 @@ from ausm.config import AusmConfig
 from ausm.decoder import HistoryDecoder
 from ausm.marker import mark
 from ausm.neck import build_neck
+from ausm.norm import LayerNorm
 from ausm.pixel_decoder import PixelDecoder, Predictions
 from ausm.state import StreamState, new_state
 
@@ -37,7 +38,7 @@ class AUSM(nn.Module):
         D = config.D
         self.backbone = Backbone(config.backbone, pretrained_backbone)
         self.neck = build_neck(self.backbone.channels, config)
-        self.norm_x = nn.LayerNorm(D)
+        self.norm_x = LayerNorm(D)
         self.X_0 = nn.Parameter(nn.init.trunc_normal_(torch.empty(D), std=0.02))
         self.B = nn.Parameter(nn.init.orthogonal_(torch.empty(config.N_id, D)) * D**0.5)  # rows of norm sqrt(D)
         self.compressor = HistoryCompressor(D, config.compressor)
@@ -153,7 +154,7 @@ class AUSM(nn.Module):
         if features.size != state.size:
             raise ValueError(f"frame has grid {features.size}, the state {state.size}")
         G = self.decoder(features.X, state.F[None].to(features.X.dtype), features.size)
-        A = self.B[ids].to(G.dtype)[None]
+        A = self.B[ids].to(features.X.dtype)[None]
         out = self.pixel_decoder(A, G, features.c2, features.size, active)[-1]
         state.X.copy_(features.X[0])
         state.absorbed = False

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from ausm.attention import Attention, FeedForward, pool_tokens
 from ausm.config import PixelDecoderConfig
+from ausm.norm import LayerNorm
 from ausm.position import sine_position
 from ausm.seeds import Extent, SeedQueries, Seeds
+
+Codes = tuple[Tensor, Tensor]
 
 
 class Predictions(NamedTuple):
@@ -44,10 +47,17 @@ class MaskFeatures(nn.Module):
         )
         self.mask_features = nn.Conv2d(mask_dim, mask_dim, 1)
 
-    def forward(self, G: Tensor, c2: Tensor) -> Tensor:
+    def forward(self, G: Tensor, c2: Tensor, extra: Tensor | None) -> Tensor:
+        """G (B', D, H/8, W/8), c2 (B', C, H/4, W/4); extra (B', mask_dim, H/8, W/8) is added to the result."""
         lateral = self.lateral(c2)
-        up = F.interpolate(self.reduce(G), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.mask_features(self.output(lateral + up))
+        size = (lateral.shape[-2], lateral.shape[-1])
+        return self.add(self.mask_features(self.output(lateral + _resize(self.reduce(G), size))), extra)
+
+    @staticmethod
+    def add(features: Tensor, extra: Tensor | None) -> Tensor:
+        """`features` plus `extra` at their size."""
+        size = (features.shape[-2], features.shape[-1])
+        return features if extra is None else features + _resize(extra, size)
 
 
 class PixelLayer(nn.Module):
@@ -56,19 +66,22 @@ class PixelLayer(nn.Module):
     def __init__(self, D: int, config: PixelDecoderConfig) -> None:
         super().__init__()
         self.cross_attn = Attention(D, config.heads)
-        self.norm_cross = nn.LayerNorm(D)
+        self.norm_cross = LayerNorm(D)
         self.self_attn = Attention(D, config.heads)
-        self.norm_self = nn.LayerNorm(D)
+        self.norm_self = LayerNorm(D)
         self.ffn = FeedForward(D, config.ffn, nn.ReLU)
-        self.norm_ffn = nn.LayerNorm(D)
+        self.norm_ffn = LayerNorm(D)
 
     def forward(
-        self, q: Tensor, q_pos: Tensor, k: Tensor, v: Tensor, open_keys: Tensor, active: Tensor | None
-    ) -> Tensor:
-        """q, q_pos (B', Q, D); k, v (B', n, D); open_keys (B', Q, n) bool; active (B', 1, 1, Q) bool or None."""
-        q = self.norm_cross(q + self.cross_attn(q + q_pos, k, v, open_keys[:, None]))
-        q = self.norm_self(q + self.self_attn(q + q_pos, q + q_pos, q, active))
-        return self.norm_ffn(q + self.ffn(q))
+        self, q: Tensor, placed: Tensor, q_pos: Tensor, k: Tensor, v: Tensor, open_keys: Tensor, active: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """q, q_pos and placed = q + q_pos (B', Q, D) -> the new q and placed.
+
+        k, v (B', n, D); open_keys (B', Q, n) bool; active (B', 1, 1, Q) bool or None.
+        """
+        q, placed = self.norm_cross.post(q, self.cross_attn(placed, k, v, open_keys[:, None]), q_pos)
+        q, placed = self.norm_self.post(q, self.self_attn(placed, placed, q, active), q_pos)
+        return self.norm_ffn.post(q, self.ffn(q), q_pos)
 
 
 class PixelDecoder(nn.Module):
@@ -85,7 +98,7 @@ class PixelDecoder(nn.Module):
         self.track_type = nn.Parameter(torch.zeros(D))
         self.level_embed = nn.Embedding(len(config.pools), D)
         self.layers = nn.ModuleList(PixelLayer(D, config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(D)
+        self.norm = LayerNorm(D)
         m = config.mask_dim
         self.mask_features = MaskFeatures(D, c2, m)
         self.mask_embed = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, m))
@@ -113,7 +126,7 @@ class PixelDecoder(nn.Module):
 
         Returns one `Predictions` (of the last layer), or layers + 1 of them with `every_layer`. Queries: K ids, N_det.
         """
-        b, K, D = A.shape
+        b = len(A)
         if self.seeds is not None:
             seeds = self.seeds(G, size)
             V, V_pos = seeds.content, seeds.position
@@ -129,16 +142,13 @@ class PixelDecoder(nn.Module):
         pixels = self._pixels(G, c2, size)
         levels = []
         for i, pool in enumerate(self.pools):
-            v, (h, w) = pool_tokens(G, size, pool)
-            v = v + self.level_embed.weight[i]
-            pos = sine_position(h, w, D, v.device, v.dtype)
-            k = v + pos
-            if self.place_value is not None:
-                v = v + self.place_value(pos)
-            levels.append((k, v, (h, w)))
+            v, grid = pool_tokens(G, size, pool)
+            key_code, value_code = self._codes(i, grid, v.device, v.dtype)
+            levels.append((v + key_code, v + value_code, grid))
         # A mask resized equals the product with resized pixels: masks nobody asked for are computed at the keys only
         looks = [] if every_layer else [_resize(pixels, grid).flatten(2) for _, _, grid in levels[: len(self.layers)]]
         embeddings, vectors = self._read(q)
+        placed = q + q_pos
         outputs = []
         if every_layer or not self.layers:
             outputs.append(self._predict(embeddings, vectors, pixels, seeds))
@@ -149,11 +159,8 @@ class PixelDecoder(nn.Module):
                 masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2)
             else:
                 masks = vectors @ looks[at]
-                if seeds is not None:
-                    rows, columns = self._reach(embeddings, seeds, pixels.shape[-2:])
-                    reach = _shrink(rows, grid[0])[..., None] + _shrink(columns, grid[1])[..., None, :]
-                    masks = torch.cat((masks[:, :K], masks[:, K:] + reach.flatten(2)), 1)
-            q = layer(q, q_pos, k, v, self._open_keys(masks), open_queries)
+                masks = self._within_reach(masks.unflatten(2, grid), embeddings, seeds, pixels.shape[-2:]).flatten(2)
+            q, placed = layer(q, placed, q_pos, k, v, self._open_keys(masks), open_queries)
             embeddings, vectors = self._read(q)
             if every_layer or i == len(self.layers) - 1:
                 outputs.append(self._predict(embeddings, vectors, pixels, seeds))
@@ -166,18 +173,29 @@ class PixelDecoder(nn.Module):
         return self.class_heads[head](embeddings)
 
     def _pixels(self, G: Tensor, c2: Tensor, size: tuple[int, int]) -> Tensor:
-        grid = G.transpose(1, 2).unflatten(-1, size)
-        features = self.mask_features(grid, c2)
         extra = None  # (B', N, mask_dim) at stride 8
         if self.id_skip is not None:
             extra = self.id_skip(G)
-        if self.place_mask is not None:
-            place = self.place_mask(sine_position(*size, G.shape[-1], G.device, G.dtype))
-            extra = place[None].expand(len(G), -1, -1) if extra is None else extra + place
-        if extra is not None:
-            extra = extra.transpose(1, 2).unflatten(-1, size)
-            features = features + F.interpolate(extra, size=features.shape[-2:], mode="bilinear", align_corners=False)
-        return features
+        place = self._mask_code(size, G.device, G.dtype)
+        if place is not None:
+            extra = place.expand(len(G), -1, -1) if extra is None else extra + place
+
+        def as_map(tokens: Tensor) -> Tensor:
+            return tokens.transpose(1, 2).unflatten(-1, size)
+
+        return self.mask_features(as_map(G), c2, None if extra is None else as_map(extra))
+
+    def _codes(self, level: int, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Codes:
+        """What is added to the pooled tokens of a level: for its keys (n, D), for its values (n, D) or (D,)."""
+        embed = self.level_embed.weight[level]
+        pos = sine_position(*grid, embed.shape[0], device, dtype)
+        return embed + pos, embed + self.place_value(pos) if self.place_value is not None else embed
+
+    def _mask_code(self, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """The place of every token in the mask features, (N, mask_dim)."""
+        if self.place_mask is None:
+            return None
+        return self.place_mask(sine_position(*size, self.level_embed.embedding_dim, device, dtype))
 
     def _read(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B', Q, D) -> normalised ones, and their vectors (B', Q, mask_dim) to compare with the pixels."""
@@ -187,21 +205,30 @@ class PixelDecoder(nn.Module):
             vectors = vectors + self.id_skip(embeddings) / vectors.shape[-1] ** 0.5
         return embeddings, vectors
 
-    def _reach(self, embeddings: Tensor, seeds: SeedQueries, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What `Extent` adds to the detections' masks: (B', N_det, H) of rows and (B', N_det, W) of columns."""
-        return self.extent(embeddings[:, -seeds.centre.shape[1] :], seeds.centre, size)
+    def _within_reach(
+        self, masks: Tensor, embeddings: Tensor, seeds: SeedQueries | None, size: tuple[int, int]
+    ) -> Tensor:
+        """masks (B', Q, h, w) with what `Extent` adds to those of detections, computed at `size` = (H/4, W/4)."""
+        if seeds is None:
+            return masks
+        N_det = seeds.centre.shape[1]
+        rows, columns = self.extent(embeddings[:, -N_det:], seeds.centre, size)
+        h, w = masks.shape[-2:]
+        reach = _shrink(rows, h)[..., None] + _shrink(columns, w)[..., None, :]
+        if masks.requires_grad:
+            return torch.cat((masks[:, :-N_det], masks[:, -N_det:] + reach.to(masks.dtype)), 1)
+        masks[:, -N_det:] += reach
+        return masks
 
     def _predict(
         self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, seeds: SeedQueries | None
     ) -> Predictions:
         b, _, H, W = pixels.shape
         masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
+        masks = self._within_reach(masks, embeddings, seeds, (H, W))
         objectness = self.objectness(embeddings).squeeze(-1)
         if seeds is not None:
             K = masks.shape[1] - seeds.centre.shape[1]
-            rows, columns = self._reach(embeddings, seeds, (H, W))
-            reach = (rows[..., None] + columns[..., None, :]).to(masks.dtype)
-            masks = torch.cat((masks[:, :K], masks[:, K:] + reach), 1)
             objectness = torch.cat((objectness[:, :K], objectness[:, K:] + seeds.prior.to(objectness.dtype)), 1)
         return Predictions(masks, objectness, embeddings)
 
@@ -214,7 +241,7 @@ class PixelDecoder(nn.Module):
 
 def _shrink(lines: Tensor, size: int) -> Tensor:
     """(B', n, L) -> (B', n, size): one axis of `_resize`."""
-    return F.interpolate(lines, size=size, mode="linear", align_corners=False)
+    return lines if lines.shape[-1] == size else F.interpolate(lines, size=size, mode="linear", align_corners=False)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

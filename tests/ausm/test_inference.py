@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ausm
 from ausm import inference, weights
 from ausm.attention import Attention
+from ausm.frame_modules import FrameAttention
 from ausm.model import AUSM
 
 SIZE = (90, 120)  # no multiple of 32: the grid is padded
@@ -77,7 +78,7 @@ def test_packed_equals_plain(model: AUSM, frames: list[np.ndarray]) -> None:
 def test_bfloat16_is_close(model: AUSM, frames: list[np.ndarray]) -> None:
     _, expected = follow(model, frames, "fp32")
     stream, got = follow(model, frames, "bf16")
-    assert stream.precision == "bf16" and any(type(m) is inference.FrameAttention for m in stream.model.modules())
+    assert stream.precision == "bf16" and any(type(m) is FrameAttention for m in stream.model.modules())
     for a, b in zip(expected[:3], got[:3], strict=True):  # later frames may differ by a mark that flipped
         a, b = a[:, :2], b[:, :2]  # the two ids; random weights give detections no order that rounding would keep
         assert (a - b).norm() < 0.05 * a.norm()
@@ -89,7 +90,7 @@ def test_streams_share_one_copy_and_the_model_is_untouched(model: AUSM, tmp_path
     before = {k: v.clone() for k, v in model.state_dict().items()}
     one, two = ausm.Stream(model), ausm.Stream(model, seed=1)
     assert one.model is two.model
-    assert not any(type(m) is inference.FrameAttention for m in model.modules())
+    assert not any(type(m) is FrameAttention for m in model.modules())
     assert any(type(m) is Attention for m in model.modules())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
