@@ -98,8 +98,7 @@ def test_sharded_equals_data_parallel(tmp_path: Path) -> None:
     rows = [[json.loads(s) for s in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in names]
     assert [r["iteration"] for r in rows[1]] == [1, 2, 3, 4]
     for a, b in zip(*rows, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], 0.05)  # rounding moves a few of the hard points
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(b["grad_norm"], 1e-3)
         for key in ("trk_mask", "trk_obj", "det_mask", "det_obj", "class", "seed"):
             assert abs(a[key] - b[key]) < 1e-4 * a["loss"], (a["iteration"], key)
     assert "validation_J" in rows[1][-1]  # gathered for it
@@ -111,12 +110,12 @@ def test_sharded_equals_data_parallel(tmp_path: Path) -> None:
         assert [(k, v.shape) for k, v in whole[part].items()] == [(k, v.shape) for k, v in sharded[part].items()]
         apart = sum(float((whole[part][k] - sharded[part][k]).abs().sum()) for k in start)
         moved = sum(float((whole[part][k] - p.detach()).abs().sum()) for k, p in start.items())
-        assert apart < 0.15 * moved, (part, apart, moved)  # rounding may change which seeds are the highest
+        assert apart < 0.02 * moved, (part, apart, moved)
     assert whole["optimizer"]["param_groups"] == sharded["optimizer"]["param_groups"]
     for name in ("step", "exp_avg", "exp_avg_sq"):
         pairs = [(s[name], sharded["optimizer"]["state"][i][name]) for i, s in whole["optimizer"]["state"].items()]
         assert all(a.shape == b.shape for a, b in pairs)
-        assert sum(float((a - b).abs().sum()) for a, b in pairs) < 0.15 * sum(float(a.abs().sum()) for a, _ in pairs)
+        assert sum(float((a - b).abs().sum()) for a, b in pairs) < 0.02 * sum(float(a.abs().sum()) for a, _ in pairs)
     stage = dataclasses.replace(STAGE, iterations=4, lr=3e-4, backbone_lr_scale=0.1)
     alone = trainer(tmp_path / "alone", stage)  # a sharded run goes on in one process
     alone.resume(tmp_path / "sharded/last.pt")
