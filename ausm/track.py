@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import ausm
+from ausm.arguments import add_model_arguments
 from ausm.errors import AusmError, SizeError
 from ausm.io import Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
@@ -211,12 +212,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="find objects that nobody prompted (default: only without --prompt)",
     )
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
     parser.add_argument("--topic", help="image topic of a bag that holds several")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

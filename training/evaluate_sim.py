@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.errors import InputError
 from ausm.evaluate.davis_command import format_table
 from ausm.io import open_frames
@@ -102,11 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", type=Path, required=True, help="folder of simulated clips or bags")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N videos")
     parser.add_argument("--controls", action="store_true", help="also with the state wiped before every frame")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
 
 
 def _cell(value: float | int) -> str:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.evaluate.images import coco
 
 
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dedupe", action="store_true", help="drop duplicates of better masks, as a stream does")
     parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the detections as COCO results")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
+    add_model_arguments(parser, seed=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.errors import InputError
 from ausm.evaluate.manifest import Manifest
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
@@ -29,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--multi", action="store_true", help="several objects per sequence (DAVIS 2017)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for PNG files, results.csv, manifest")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
     parser.add_argument(
         "--controls", action="store_true", help=f"also run what shows where a score comes from: {', '.join(CONTROLS)}"
     )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
 from ausm.evaluate.manifest import Manifest
@@ -29,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
     parser.add_argument("--top", metavar="K", type=int, help="objects shown per frame (YouTube-VIS 10, OVIS 20)")
     parser.add_argument("--repeat", action="store_true", help="run forward, backward, forward; the last pass counts")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
 
 
 def choose_head(known: dict[str, int], wanted: str | None, benchmark: str, categories: int) -> str:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.errors import AusmError
 from ausm.evaluate.manifest import Manifest
 from ausm.evaluate.prompted import PromptedVideo, mose_videos, run_prompted, youtube_vos_videos
@@ -27,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for masks, submission.zip, manifest")
     parser.add_argument("--all-frames", metavar="DIR", type=Path, help="YouTube-VOS: JPEGImages at the full rate")
     parser.add_argument("--videos", metavar="LIST", help="only these, names with commas (no zip is written)")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
 
 
 def select(names: list[str], wanted: str | None) -> list[str]:

@@ -1,0 +1,12 @@
+"""Options that commands share."""
+
+import argparse
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Which model a command runs, where and at what size; `seed`: whether it draws ID vectors."""
+    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
+    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
