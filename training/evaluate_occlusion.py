@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
+from ausm.arguments import add_model_arguments
 from ausm.errors import InputError
 from ausm.evaluate.davis_command import format_table
 from ausm.evaluate.semi_supervised import follow_by_flow
 from ausm.metrics.recovery import Absence, Outcome, judge_recovery, plan_absence
+from training import simulate
 from training.sim_occlusion import WAYS
 from training.sim_store import SimClips
 
@@ -139,14 +141,16 @@ def digest_of(store: SimClips) -> str:
     return digest.hexdigest()
 
 
-def is_benchmark(store: SimClips) -> bool:
-    """Whether the clips are all of BENCHMARK, by the record that `ausm simulate` keeps beside them."""
-    from training import simulate
-
-    manifest = store.root / simulate.MANIFEST
+def _benchmark(root: Path) -> argparse.Namespace:
+    """What `ausm simulate` is told to make BENCHMARK under `root`."""
     parser = argparse.ArgumentParser()
     simulate.add_arguments(parser)
-    args = parser.parse_args([*BENCHMARK, "--out", str(store.root)])
+    return parser.parse_args([*BENCHMARK, "--resume", "--out", str(root)])
+
+
+def is_benchmark(store: SimClips) -> bool:
+    """Whether the clips are all of BENCHMARK, by the record that `ausm simulate` keeps beside them."""
+    manifest, args = store.root / simulate.MANIFEST, _benchmark(store.root)
     wanted = simulate.as_record(simulate.clip_settings(args))
     complete = len(store) == args.frames // args.clip_length
     return complete and manifest.is_file() and json.loads(manifest.read_text()) == wanted
@@ -154,11 +158,7 @@ def is_benchmark(store: SimClips) -> bool:
 
 def make_benchmark(root: Path) -> None:
     """Render the clips that are missing under `root`. Raises AusmError."""
-    from training import simulate
-
-    parser = argparse.ArgumentParser()
-    simulate.add_arguments(parser)
-    simulate.make(parser.parse_args([*BENCHMARK, "--resume", "--out", str(root)]))
+    simulate.make(_benchmark(root))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,10 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="LIST", default=",".join(ROWS), help="rows, with commas (all)")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N clips")
     parser.add_argument("--cases", action="store_true", help="print a line per clip too")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (nano)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    add_model_arguments(parser)
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
