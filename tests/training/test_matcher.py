@@ -45,8 +45,7 @@ def test_least_cost_of_all_assignments(frames: int, Q: int, K: int, P: int, seed
         small, large = sorted((len(present), Q))
         best = min(
             sum(
-                float(table[c, present[i]]) if large == Q else float(table[i, present[c]])
-                for i, c in enumerate(choice)
+                float(table[c, present[i]]) if large == Q else float(table[i, present[c]]) for i, c in enumerate(choice)
             )
             for choice in permutations(range(large), small)
         )

@@ -31,6 +31,7 @@ from training.train import Trainer
 
 ROOT = Path(train.__file__).parents[1]
 
+
 def test_it_learns(tmp_path: Path) -> None:
     one = trainer(tmp_path, dataclasses.replace(STAGE, noise=None, self_fed=0.0))
     frozen = {k: v.clone() for k, v in one.model.backbone.state_dict().items()}

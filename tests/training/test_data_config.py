@@ -1,0 +1,45 @@
+"""The TOML file of data sources: what its tables set, and what is wrong with one that is refused."""
+
+from pathlib import Path
+
+import pytest
+from layouts import write_coco, write_sequence
+
+from training.clips import ClipDataError
+from training.data_config import load_data_config, parse_data_config
+
+
+def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco")
+    write_sequence(tmp_path / "mose" / "train" / "JPEGImages", tmp_path / "mose" / "train" / "Annotations", "a")
+    (tmp_path / "data.toml").write_text(
+        '[[source]]\nkind = "coco"\nroot = "coco"\nannotations = "instances.json"\nweight = 0.25\nhead = ""\n'
+        'exhaustive = false\npaste = 0.1\n[[source]]\nkind = "mose"\nname = "m"\nroot = "mose"\nexhaustive = true\n'
+    )
+    first, second = load_data_config(tmp_path / "data.toml")
+    assert (first.weight, first.paste, first.reader.head, first.reader.exhaustive) == (0.25, 0.1, "", False)
+    assert (second.weight, second.paste, second.reader.name, second.reader.exhaustive) == (1.0, None, "m", True)
+    assert len(first.reader) == 1  # image 9 is held out here too
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs one or more"),
+        ("[[source]]\nkind = 'coco'\n", r"\[\[source\]\] 1.*missing keys \['root'\]"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nwieght = 1\n", r"unknown keys \['wieght'\]"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nweight = 'much'\n", "weight = 'much'"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nweight = -1\n", "weight -1"),
+        ("[[source]]\nkind = 'imagenet'\nroot = 'x'\n", "kind 'imagenet': known are"),
+        ("[[source]\n", r"data\.toml"),
+    ],
+)
+def test_data_config_errors_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "data.toml").write_text(text)
+    with pytest.raises(ClipDataError, match=message):
+        load_data_config(tmp_path / "data.toml")
+
+
+def test_the_example_configuration_is_valid() -> None:
+    configs = parse_data_config(Path(__file__).parents[2] / "config" / "data_example.toml")
+    assert [config.kind for config in configs] == ["coco", "coco", "davis2016", "sim"]

@@ -1,0 +1,36 @@
+"""Simulated clips: frames in any order out of strided reads."""
+
+import numpy as np
+import pytest
+from layouts import box, frame_number, image_of
+
+from training.readers import get_object
+from training.readers_sim import SimReader
+
+
+class Store:
+    """Ten frames; object 7 (class 2) is wherever the frame number says."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def length(self, item: int) -> int:
+        return 10
+
+    def load(self, item: int, start: int, length: int, stride: int) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+        numbers = range(start, start + length * stride, stride)
+        if numbers[-1] >= 10:
+            raise IndexError(numbers[-1])
+        labels = np.stack([np.where(box(0, number, 5, number + 3), 7, 0) for number in numbers]).astype(np.uint8)
+        return np.stack([image_of(number) for number in numbers]), labels, {7: 2}
+
+
+@pytest.mark.parametrize("frames", [[0, 3, 6, 9], [8, 6, 4], [5], [4, 4, 4], [7, 9, 8, 7]])
+def test_simulated_clips_in_any_order(frames: list[int]) -> None:
+    reader = SimReader(Store(), exclude=["0"])
+    assert len(reader) == 2 and reader.item_name(0) == "1" and reader.exhaustive and reader.head == "sim"
+    raw = reader.load(0, frames)
+    assert [frame_number(image) for image in raw.images] == frames
+    assert raw.class_ids.tolist() == [2]
+    for bits, number in zip(raw.bits, frames, strict=True):
+        assert np.array_equal(get_object(bits, 0), box(0, number, 5, number + 3))
