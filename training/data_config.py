@@ -35,6 +35,15 @@ class SourceConfig:
     frames: int | None = None  # T of this source's clips, None = as the stage says
 
 
+# types of the keys that are no strings
+VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "weight": ((int, float), "a number"),
+    "paste": ((int, float), "a number"),
+    "frames": (int, "a whole number"),
+    "exhaustive": (bool, "true or false"),
+    "exclude": (list, "a list"),
+}
+
 Maker = Callable[[SourceConfig, Path], Reader]
 
 
@@ -132,17 +141,9 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
         raise ClipDataError(f"{where}: unknown keys {unknown}, missing keys {missing}; known: {sorted(known)}")
     values = dict(table)
     for key, value in values.items():
-        expected: type | tuple[type, ...] = str
-        if key in ("weight", "paste"):
-            expected = (int, float)
-        elif key == "exhaustive":
-            expected = bool
-        elif key == "frames":
-            expected = int
-        elif key == "exclude":
-            expected = list
+        expected, called = VALUES.get(key, (str, "a string"))
         if not isinstance(value, expected) or (isinstance(value, bool) and key != "exhaustive"):
-            raise ClipDataError(f"{where}: {key} = {value!r} is no {expected}")
+            raise ClipDataError(f"{where}: {key} = {value!r} is not {called}")
     if values.get("weight", 1.0) < 0 or not 0 <= values.get("paste", 0.0) <= 1:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
     if values.get("frames", 1) < 1:

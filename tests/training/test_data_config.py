@@ -14,10 +14,12 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
     write_sequence(tmp_path / "mose" / "train" / "JPEGImages", tmp_path / "mose" / "train" / "Annotations", "a")
     (tmp_path / "data.toml").write_text(
         '[[source]]\nkind = "coco"\nroot = "coco"\nannotations = "instances.json"\nweight = 0.25\nhead = ""\n'
-        'exhaustive = false\npaste = 0.1\n[[source]]\nkind = "mose"\nname = "m"\nroot = "mose"\nexhaustive = true\n'
+        "exhaustive = false\npaste = 0.1\nframes = 3\n"
+        '[[source]]\nkind = "mose"\nname = "m"\nroot = "mose"\nexhaustive = true\n'
     )
     first, second = load_data_config(tmp_path / "data.toml")
     assert (first.weight, first.paste, first.reader.head, first.reader.exhaustive) == (0.25, 0.1, "", False)
+    assert (first.frames, second.frames) == (3, None)
     assert (second.weight, second.paste, second.reader.name, second.reader.exhaustive) == (1.0, None, "m", True)
     assert len(first.reader) == 1  # image 9 is held out here too
 
@@ -30,6 +32,9 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nwieght = 1\n", r"unknown keys \['wieght'\]"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nweight = 'much'\n", "weight = 'much'"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nweight = -1\n", "weight -1"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = 0\n", r"\]\] 1: frames 0 must be >= 1"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = '3'\n", r"\]\] 1: frames = '3' is not a whole number"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = true\n", r"\]\] 1: frames = True"),
         ("[[source]]\nkind = 'imagenet'\nroot = 'x'\n", "kind 'imagenet': known are"),
         ("[[source]\n", r"data\.toml"),
     ],
