@@ -64,11 +64,12 @@ def _mamba_step(m: Mamba, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
 
 def _compress(compressor: HistoryCompressor, E: Tensor, memories: list[Memory], size: tuple[int, int]) -> Tensor:
     """One frame E (B, N, D) -> F_t (B, N, D); `memories` of all layers are replaced."""
-    x = E
+    x, y = E, None
     for i, layer in enumerate(compressor.layers):
-        y, memories[i] = _mamba_step(layer.mamba, layer.norm_t(x), memories[i])
-        x = layer.spatial(x + y, size)
-    return compressor.norm(x)
+        x, normed, _ = layer.norm_t.pre(x, y)
+        y, memories[i] = _mamba_step(layer.mamba, normed, memories[i])
+        x, y = layer.spatial(x, y, size)
+    return compressor.norm.pre(x, y)[1]
 
 
 def iterative_terms(clip_loss: ClipLoss, batch: Batch, targets: Targets, num_masks: float) -> dict[str, Tensor]:
