@@ -16,7 +16,9 @@ import torch
 
 import ausm
 from ausm import attention_cpu, inference
+from ausm.attention import Attention
 from ausm.config import PRESETS
+from ausm.frame_modules import FrameAttention
 from ausm.model import AUSM
 from bench.measure import Lap, cpu_ms, finish, lap, load, parse_size, percentiles, progress, table
 from bench.scene import Scene
@@ -26,15 +28,14 @@ WARM = 5
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """`pack` without one of its parts."""
+    """`pack` without one of its parts: "packed layers", "kernels", or "one-pass kernels" (all but attention's)."""
     if name == "packed layers":
         with patch.object(inference, "_pack_layer", lambda *_: None):
             yield
-    elif name == "attention kernel":
-        with patch.object(inference, "FrameAttention", ausm.attention.Attention):
-            yield
     else:
-        yield
+        kept = {Attention: FrameAttention} if name == "one-pass kernels" else {}
+        with patch.object(inference, "FRAME_CLASSES", kept):
+            yield
 
 
 def variants(model: AUSM, bf16: bool) -> dict[str, tuple[AUSM, str]]:
@@ -45,9 +46,11 @@ def variants(model: AUSM, bf16: bool) -> dict[str, tuple[AUSM, str]]:
     made["and layers packed, fp32"] = (inference.pack(model, "fp32"), "fp32")
     if bf16:
         made["as written, bf16 autocast"] = (model, "bf16")
-        with without("attention kernel"):
+        with without("kernels"):
             made["norms folded, layers packed, bf16"] = (inference.pack(model, "bf16"), "bf16")
-        made["and attention kernel, bf16"] = (inference.pack(model, "bf16"), "bf16")
+        with without("one-pass kernels"):
+            made["and attention kernel, bf16"] = (inference.pack(model, "bf16"), "bf16")
+        made["and one-pass kernels, bf16"] = (inference.pack(model, "bf16"), "bf16")
     return made
 
 
