@@ -20,7 +20,8 @@ def available(width: int) -> bool:
     """Whether the kernel takes heads of `width` channels on this machine; compiles it on the first call."""
     if width not in WIDTHS or library() is None:
         return False
-    return attend(*(torch.zeros(1, n, width, dtype=torch.bfloat16) for n in (1, 2, 2)), heads=1) is not None
+    q, k = (torch.zeros(1, n, width, dtype=torch.bfloat16) for n in (1, 2))
+    return attend(q, k, k, heads=1) is not None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor | None:

@@ -1,5 +1,7 @@
 """Frame-independent image backbone: timm models at any image size, channels last between blocks."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ausm.config import BackboneConfig
@@ -32,14 +34,15 @@ class Backbone(nn.Module):
             self.body = timm.create_model(
                 config.name, pretrained=pretrained, features_only=True, out_indices=(1, 2, 3, 4)
             )
-        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
-        strides = tuple(self.body.feature_info.reduction())
+        info: Any = self.body.feature_info  # timm's, which the type of a module does not know
+        self.channels: tuple[int, ...] = tuple(info.channels())
+        strides = tuple(info.reduction())
         if strides != (4, 8, 16, 32):
             raise ValueError(f"{config.name} has strides {strides}, AUSM needs (4, 8, 16, 32)")
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if self.is_swin else None
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.body(images)
+        maps: list[Tensor] = self.body(images)
         if self.norms is None:
             return maps
         # timm's Swin emits (B, H, W, C); the permuted view is channels_last in memory, so no copy is made

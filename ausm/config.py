@@ -159,7 +159,8 @@ def config_from_dict(data: dict[str, Any]) -> AusmConfig:
     data = dict(data)
     for key, cls in parts.items():
         data[key] = build(cls, data[key])
-    return build(AusmConfig, data)
+    config: AusmConfig = build(AusmConfig, data)
+    return config
 
 
 def _tuples(value: Any) -> Any:

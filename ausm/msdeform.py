@@ -59,7 +59,8 @@ class MSDeformAttention(nn.Module):
             weight = weights[:, :, :, level].transpose(1, 2).reshape(B * H, 1, N, P)
             out = out + (sampled * weight).sum(-1)
             start += h * w
-        return self.output_proj(out.view(B, D, N).transpose(1, 2))
+        projected: Tensor = self.output_proj(out.view(B, D, N).transpose(1, 2))
+        return projected
 
 
 class MSDeformLayer(nn.Module):
@@ -75,7 +76,8 @@ class MSDeformLayer(nn.Module):
 
     def forward(self, x: Tensor, pos: Tensor, reference: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         x = self.norm1(x + self.self_attn(x + pos, reference, x, sizes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        x = self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return x
 
 
 class MSDeformEncoder(nn.Module):
@@ -100,7 +102,8 @@ class MSDeformEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, pos, reference, sizes)
         h, w = sizes[-1]
-        return x[:, -h * w :].transpose(1, 2).unflatten(-1, (h, w))
+        finest: Tensor = x[:, -h * w :].transpose(1, 2).unflatten(-1, (h, w))
+        return finest
 
 
 def _centres(h: int, w: int, device: torch.device) -> Tensor:

@@ -20,7 +20,8 @@ class FpnNeck(nn.Module):
         top = levels[-1]
         for level in reversed(levels[:-1]):
             top = level + F.interpolate(top, size=level.shape[-2:], mode="nearest")
-        return self.output(F.relu(top))
+        X: Tensor = self.output(F.relu(top))
+        return X
 
 
 def build_neck(channels: tuple[int, ...], config: AusmConfig) -> nn.Module:

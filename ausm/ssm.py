@@ -48,7 +48,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     if u.is_cuda and u.dtype in HALF_AND_SINGLE:  # not "does triton import": it does on machines without a GPU
         kernels = _triton_kernels(A.shape[1])
         if kernels is not None:
-            return kernels.selective_scan(u, delta, A, B, C, D, z)
+            y: Tensor = kernels.selective_scan(u, delta, A, B, C, D, z)
+            return y
         if _mamba_ssm_scan() is not None:
             return selective_scan_mamba_ssm(u, delta, A, B, C, D, z)
     return selective_scan_torch(u, delta, A, B, C, D, z)
@@ -59,7 +60,8 @@ def selective_scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: 
     clips, _, N, _ = u.shape
     u, delta, B, C, z = (v.transpose(1, 2).flatten(0, 1).transpose(1, 2).contiguous() for v in (u, delta, B, C, z))
     y = _mamba_ssm_scan()(u, delta, A, B, C, D=D, z=z, delta_softplus=True)
-    return y.transpose(1, 2).unflatten(0, (clips, N)).transpose(1, 2)
+    out: Tensor = y.transpose(1, 2).unflatten(0, (clips, N)).transpose(1, 2)
+    return out
 
 
 @functools.cache
@@ -185,26 +187,31 @@ class Mamba(nn.Module):
         weight, bias, A, D = self._dynamics()
         u = causal_conv_silu(u, weight, bias)
         delta, B, C = self._select(u)
-        return self.out_proj(selective_scan(u, delta, A, B, C, D, z))
+        out: Tensor = self.out_proj(selective_scan(u, delta, A, B, C, D, z))
+        return out
 
     @torch.no_grad()
     def step(self, x: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """One frame, x: (N, D) -> (N, D). conv_state (N, E, K-1) and ssm_state (N, E, S) are updated in place."""
         u, z = self.in_proj(x).split(self.d_inner, dim=-1)
         weight, bias, A, D = self._dynamics()
+        y: Tensor
         if ssm_cpu.available(u, self.d_state, self.d_conv):
             u = ssm_cpu.conv_step(u, weight, bias, conv_state)
             delta, B, C = self._select(u)
-            return self.out_proj(ssm_cpu.scan_step(u, delta, A, B, C, D, z, ssm_state))
-        u = conv_step_torch(u.to(A.dtype), weight, bias, conv_state).to(u.dtype)
-        delta, B, C = self._select(u)
-        kernels = _triton_kernels(self.d_state) if x.is_cuda and u.dtype in HALF_AND_SINGLE else None
-        if kernels is not None:
-            return self.out_proj(kernels.scan_step(u, delta, A, B, C, D, z, ssm_state))
-        with torch.autocast(x.device.type, enabled=False):  # autocast would run C . h in bfloat16
-            u32, delta, B, C, z = (v.to(A.dtype) for v in (u, delta, B, C, z))
-            y = scan_step_torch(u32, delta, A, B, C, D, z, ssm_state)
-        return self.out_proj(y.to(u.dtype))
+            y = ssm_cpu.scan_step(u, delta, A, B, C, D, z, ssm_state)
+        else:
+            u = conv_step_torch(u.to(A.dtype), weight, bias, conv_state).to(u.dtype)
+            delta, B, C = self._select(u)
+            kernels = _triton_kernels(self.d_state) if x.is_cuda and u.dtype in HALF_AND_SINGLE else None
+            if kernels is not None:
+                y = kernels.scan_step(u, delta, A, B, C, D, z, ssm_state)
+            else:
+                with torch.autocast(x.device.type, enabled=False):  # autocast would run C . h in bfloat16
+                    u32, delta, B, C, z = (v.to(A.dtype) for v in (u, delta, B, C, z))
+                    y = scan_step_torch(u32, delta, A, B, C, D, z, ssm_state).to(u.dtype)
+        out: Tensor = self.out_proj(y)
+        return out
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent part: (..., E) -> delta (..., E) before softplus, B and C (..., S)."""
@@ -214,6 +221,7 @@ class Mamba(nn.Module):
     def _dynamics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Convolution (E, K) and bias (E), A (E, S) and D (E), in float32 at least whatever the module's type."""
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        assert self.conv1d.bias is not None  # made with one
         parameters = (self.conv1d.weight[:, 0], self.conv1d.bias, self.A_log, self.D)
         weight, bias, A_log, D = (p.to(dtype) for p in parameters)
         return weight, bias, -torch.exp(A_log), D

@@ -43,11 +43,11 @@ def new_state(
 ) -> StreamState:
     """Zero history on the start token. X_0 (D,); `dtype` is the storage of the SSM state."""
     c, N, d_inner = config.compressor, size[0] * size[1], config.compressor.expand * config.D
-    where = {"device": X_0.device}
+    device = X_0.device
     return StreamState(
         size=size,
         X=X_0.detach().float().expand(N, -1).clone(),
-        F=torch.zeros(N, config.D, **where),
-        conv=torch.zeros(c.layers, N, d_inner, c.d_conv - 1, **where),
-        ssm=torch.zeros(c.layers, N, d_inner, c.d_state, dtype=dtype, **where),
+        F=torch.zeros(N, config.D, device=device),
+        conv=torch.zeros(c.layers, N, d_inner, c.d_conv - 1, device=device),
+        ssm=torch.zeros(c.layers, N, d_inner, c.d_state, dtype=dtype, device=device),
     )

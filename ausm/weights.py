@@ -86,8 +86,9 @@ def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, f
         if name_or_path not in PRESETS:
             raise CheckpointError(f"no preset {str(name_or_path)!r}, presets are {sorted(PRESETS)}")
         model = AUSM(PRESETS[str(name_or_path)]()).eval().to(target)
-        if model.pixel_decoder.seeds is not None:  # untrained seeds say no everywhere: nothing would ever be found
-            nn.init.zeros_(model.pixel_decoder.seeds.score.bias)
+        seeds = model.pixel_decoder.seeds
+        if seeds is not None and seeds.score.bias is not None:
+            nn.init.zeros_(seeds.score.bias)  # untrained seeds say no everywhere: nothing would ever be found
         return mark_constant(model) if fuse else model
     path = resolve(name_or_path)
     config, _ = read_metadata(path)

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -75,9 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     for frame in range(WARM + args.frames):
         image, expected = scene.image(frame), None
         for name, stream in streams.items():
-            one = lap(torch.device("cpu"), lambda s=stream, i=image: s.step(i))
+            one = lap(torch.device("cpu"), partial(stream.step, image))
             if frame >= WARM:
                 laps[name].append(one)
+            assert stream.current is not None
             mask = stream.current.tracks[0].mask
             expected = mask if expected is None else expected
             overlap[name] = min(overlap[name], float((mask & expected).sum() / max(1, (mask | expected).sum())))

@@ -118,7 +118,12 @@ def flood(seed: int) -> None:
     dice, stop = Dice(seed, SIZE), threading.Event()
     requests = [dice.request()[:2] for _ in range(300)]
     requests = [r for r in requests if r[0] in ("add_objects", "list_objects", "remove_objects")]
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     caller, wrong = Caller(node), ""
     print("ready", flush=True)
     try:

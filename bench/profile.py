@@ -79,11 +79,16 @@ def places(model: AUSM) -> Iterator[tuple[str, Any, str]]:
 def watched(stream: ausm.Stream, watch: Stopwatch) -> Iterator[None]:
     """The stream and its model with a stopwatch on every part."""
     module = sys.modules["ausm.stream"]
-    outside = (("image resized", module, "resize_image"), ("masks at full size", module, "full_size_masks"),
-               ("records, scores, gates", stream, "_update"), ("tracks published", stream, "_publish"),
-               ("rest", stream, "step"))  # fmt: skip
+    outside: list[tuple[str, Any, str]] = [
+        ("image resized", module, "resize_image"),
+        ("masks at full size", module, "full_size_masks"),
+        ("records, scores, gates", stream, "_update"),
+        ("tracks published", stream, "_publish"),
+        ("rest", stream, "step"),
+    ]
+    named = ((OUTSIDE + what, owner, name) for what, owner, name in outside)
     with ExitStack() as stack:
-        for label, owner, name in (*places(stream.model), *((OUTSIDE + what, *where) for what, *where in outside)):
+        for label, owner, name in (*places(stream.model), *named):
             stack.enter_context(patch.object(owner, name, watch.wrap(label, getattr(owner, name))))
         yield
 

@@ -62,4 +62,5 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], colour: Sequence[f
     """(height, width, 3) uint8: noise of some 24 pixels' grain around a colour."""
     noise = rng.integers(-contrast, contrast + 1, (max(2, size[0] // 24), max(2, size[1] // 24), 3))
     grains = (noise + np.asarray(colour)).clip(0, 255).astype(np.uint8)
-    return cv2.resize(grains, size[::-1], interpolation=cv2.INTER_CUBIC)
+    texture: np.ndarray = cv2.resize(grains, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return texture

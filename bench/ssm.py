@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def speed(device: str, repeats: int) -> list[Row]:
             for name, make in (("scan", _scan_runs), ("conv", _conv_runs)):
                 fused, plain = make(*shape, dtype=dtype, device=device)
                 for mode, fn in (("forward", torch.no_grad()(lambda f: f())), ("forward + backward", _backward)):
-                    ours, theirs = paired([lambda f=fused, r=fn: r(f), lambda f=plain, r=fn: r(f)], repeats, device)
+                    ours, theirs = paired([partial(fn, fused), partial(fn, plain)], repeats, device)
                     rows.append(_row(f"{name} {mode}", shape, dtype, ours, theirs))
     for stored in (torch.float32, torch.float16):
         for size in INFERENCE:
@@ -67,7 +68,7 @@ def drift(steps: int, d_model: int = 64, pixels: int = 32) -> list[Row]:
     for name, shift in (("initial", 0.0), ("slow", -3.0)):
         torch.manual_seed(0)
         exact = ssm.Mamba(d_model).double()
-        exact.A_log += shift
+        exact.A_log.add_(shift)
         block = ssm.Mamba(d_model)
         block.load_state_dict(exact.state_dict())
         reference = exact.init_state(pixels, torch.float64)

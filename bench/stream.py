@@ -144,7 +144,8 @@ def measure(
         fresh.prompt(scene.masks(0))
     for frame in range(windows.warm):
         step(fresh, frame)
-    late, young = [], []
+    late: list[Lap] = []
+    young: list[Lap] = []
     for i in range(windows.width):
         pair = [(late, stream, frames - windows.width + i), (young, fresh, windows.warm + i)]
         for laps, runner, frame in pair if i % 2 else pair[::-1]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ausm import ssm, weights
-from ausm.compressor import HistoryCompressor
+from ausm.compressor import CompressorLayer, HistoryCompressor
 from ausm.config import PRESETS
 from ausm.errors import InputError
 from ausm.marker import mark
@@ -64,8 +64,10 @@ def _mamba_step(m: Mamba, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
 
 def _compress(compressor: HistoryCompressor, E: Tensor, memories: list[Memory], size: tuple[int, int]) -> Tensor:
     """One frame E (B, N, D) -> F_t (B, N, D); `memories` of all layers are replaced."""
-    x, y = E, None
+    x: Tensor = E
+    y: Tensor | None = None
     for i, layer in enumerate(compressor.layers):
+        assert isinstance(layer, CompressorLayer)
         x, normed, _ = layer.norm_t.pre(x, y)
         y, memories[i] = _mamba_step(layer.mamba, normed, memories[i])
         x, y = layer.spatial(x, y, size)

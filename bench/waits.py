@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def work(args: argparse.Namespace) -> int:
     stream.prompt(scene.masks(0))
     for turn, _line in enumerate(sys.stdin):
         images = [scene.image(TURN * turn + i) for i in range(TURN)]
-        laps = [lap(torch.device("cpu"), lambda image=image: stream.step(image)) for image in images]
+        laps = [lap(torch.device("cpu"), partial(stream.step, image)) for image in images]
         print(json.dumps(laps), flush=True)
     return 0
 
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
                 laps[name] += take_turn(worker)
             progress(turn + 1, args.turns)
     finally:
-        for process in (*others, *workers.values()):
+        processes: list[subprocess.Popen[Any]] = [*others, *workers.values()]
+        for process in processes:
             process.kill()
             process.wait()
     first = next(iter(laps.values()))

@@ -24,6 +24,7 @@ from ausm.evaluate.davis_command import format_table
 from ausm.evaluate.semi_supervised import follow_by_flow
 from ausm.metrics.recovery import Absence, Outcome, judge_recovery, plan_absence
 from training import simulate
+from training.sim_clip import as_record
 from training.sim_occlusion import WAYS
 from training.sim_store import SimClips
 
@@ -48,7 +49,8 @@ class HiddenClip(NamedTuple):
     @property
     def truth(self) -> np.ndarray:
         """(T, H, W) bool."""
-        return self.labels == self.target
+        truth: np.ndarray = self.labels == self.target
+        return truth
 
     @property
     def span(self) -> range:
@@ -151,7 +153,7 @@ def _benchmark(root: Path) -> argparse.Namespace:
 def is_benchmark(store: SimClips) -> bool:
     """Whether the clips are all of BENCHMARK, by the record that `ausm simulate` keeps beside them."""
     manifest, args = store.root / simulate.MANIFEST, _benchmark(store.root)
-    wanted = simulate.as_record(simulate.clip_settings(args))
+    wanted = as_record(simulate.clip_settings(args))
     complete = len(store) == args.frames // args.clip_length
     return complete and manifest.is_file() and json.loads(manifest.read_text()) == wanted
 

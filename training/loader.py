@@ -6,7 +6,7 @@ Batch k is a pure function of (sources, config, seed, k): to resume exactly, sta
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ class Source:
 
     def configure(self, config: ClipConfig) -> ClipConfig:
         """The clip configuration with this source's own values."""
-        own = {"paste": self.paste, "frames": self.frames}
+        own: dict[str, Any] = {"paste": self.paste, "frames": self.frames}
         return replace(config, **{name: value for name, value in own.items() if value is not None})
 
 

@@ -105,8 +105,8 @@ class Criterion:
         everywhere. The seeds are those of all outputs of the batch."""
         if out.seeds is None:
             return None
-        grid = out.seeds.scores.shape[-2:]
-        return self.config.w_way * way_to_seeds(out.seeds.centre, flat.masks, flat.det, grid)
+        h, w = out.seeds.scores.shape[-2:]
+        return self.config.w_way * way_to_seeds(out.seeds.centre, flat.masks, flat.det, (h, w))
 
     def _one(
         self, out: Predictions, flat: "_Flat", head: str, exhaustive: bool, way: Tensor | None
@@ -154,8 +154,19 @@ class Criterion:
         c = self.config
         return match(x, out.objectness[:, K:].detach(), y, flat.det, (c.w_objectness, c.w_mask, c.w_dice), way)
 
-    def _class_loss(self, out, flat, head, det, trk, exhaustive) -> Tensor:
-        """Cross-entropy on matched queries; "no object" for absent tracks, and for unmatched ones if exhaustive."""
+    def _class_loss(
+        self,
+        out: Predictions,
+        flat: "_Flat",
+        head: str,
+        det: tuple[Tensor, Tensor, Tensor],
+        trk: tuple[Tensor, Tensor],
+        exhaustive: bool,
+    ) -> Tensor:
+        """Cross-entropy on matched queries; "no object" for absent tracks, and for unmatched ones if exhaustive.
+
+        det: (frame, query, target) of `match`; trk: (frame, target). Both index targets of known or unknown class.
+        """
         f, q, k = det
         K = flat.active.shape[1]
         logits = self.model.pixel_decoder.classify(out.embeddings, head).float()

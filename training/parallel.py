@@ -35,7 +35,7 @@ def checkpoint_activations(model: AUSM) -> None:
     """From now on a layer's backward pass computes its forward pass again: less memory, the same gradients."""
     for layer in layers_of(model):
         # on the layer, not around it: names of parameters stay, and hooks of FSDP stay outside
-        layer.forward = partial(_checkpointed, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(_checkpointed, layer.forward)
 
 
 def _checkpointed(forward: Any, *inputs: Any) -> Any:

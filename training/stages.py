@@ -81,8 +81,8 @@ def override(stage: Stage, settings: Sequence[str]) -> Stage:
     return stage
 
 
-def _replace(node: Any, path: list[str], value: Any) -> Any:
-    if not is_dataclass(node):
+def _replace(node: object, path: list[str], value: Any) -> Any:
+    if not is_dataclass(node) or isinstance(node, type):
         raise InputError(f"--set: {'.'.join(path)} of {node!r}, which has no fields")
     names = {f.name for f in fields(node)}
     if path[0] not in names:

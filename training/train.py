@@ -205,7 +205,7 @@ class Trainer:
                 validation is not None and (end or now - validated > r.validate_every),
             ]
             must_save, must_validate = agree(due, self.device) if r.fsdp else [x and self.rank == 0 for x in due]
-            if must_validate:
+            if validation is not None and must_validate:
                 row |= self.validate(validation, report)
                 validated = time.monotonic()
             if report:

@@ -57,7 +57,7 @@ class Validation:
         overlaps: list[float] = []
         pictures: dict[str, np.ndarray] = {}
         for i, clip in enumerate(self._clips):
-            given = clip.masks[:, 0].any((1, 2)).nonzero()[0][: config.N_id]
+            given = np.flatnonzero(clip.masks[:, 0].any((1, 2)))[: config.N_id]
             if len(given):
                 pictures[f"{i}-prompted"] = _follow(model, clip, given, overlaps, bf16)
             if clip.exhaustive or not len(given):

@@ -103,7 +103,10 @@ class DiscoveryScorer:
         found = [entry for video in self._videos for entry in video.found]
         ap = evaluate_tubes(truth, found, class_agnostic=True)
         t = self._tracking.finish()
-        percent = (ap.AP, ap.AP50, ap.AP75, ap.AR10, t.IDF1, t.IDP, t.IDR, t.HOTA, t.MOTA)
-        counts = (t.id_switches, t.missed, t.false, t.true_tracks, t.predicted_tracks)
-        frames = sum(video.frames for video in self._videos)
-        return DiscoveryScores(*(100 * value for value in percent), *counts, len(self._videos), frames)
+        return DiscoveryScores(
+            *(100 * ap.AP, 100 * ap.AP50, 100 * ap.AP75, 100 * ap.AR10),
+            *(100 * t.IDF1, 100 * t.IDP, 100 * t.IDR, 100 * t.HOTA, 100 * t.MOTA),
+            *(t.id_switches, t.missed, t.false, t.true_tracks, t.predicted_tracks),
+            videos=len(self._videos),
+            frames=sum(video.frames for video in self._videos),
+        )
