@@ -171,6 +171,12 @@ def check_frames(reader: Reader, item: int, frames: Sequence[int]) -> None:
         raise ClipDataError(f"{reader.name}/{reader.item_name(item)}: frames {list(frames)} of {count}")
 
 
+def check_one_size(path: Path, image: np.ndarray, before: Sequence[np.ndarray]) -> None:
+    """Raises ClipDataError when a frame differs in size from those of the clip before it."""
+    if before and image.shape != before[0].shape:
+        raise ClipDataError(f"{path}: {image.shape[:2]}, the frames before have {before[0].shape[:2]}")
+
+
 def check_sizes(name: str, image: np.ndarray, labels: np.ndarray) -> None:
     """Raises ClipDataError when an image and its label map differ in size."""
     if image.shape[:2] != labels.shape[:2]:

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from training.clips import ClipDataError
-from training.readers import HELD_OUT, RawClip, bits_of_labels, check_frames, check_sizes, read_labels, read_rgb
+from training.readers import (
+    HELD_OUT,
+    RawClip,
+    bits_of_labels,
+    check_frames,
+    check_one_size,
+    check_sizes,
+    read_labels,
+    read_rgb,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VOID = 255  # "do not care" in palette label maps
@@ -77,8 +86,7 @@ class FolderReader:
             image_path, label_path = self._items[item][1][frame]
             image, labels = read_rgb(image_path), read_labels(label_path)
             check_sizes(str(label_path), image, labels)
-            if images and image.shape != images[0].shape:
-                raise ClipDataError(f"{image_path}: {image.shape[:2]}, the frames before have {images[0].shape[:2]}")
+            check_one_size(image_path, image, images)
             images.append(image)
             maps.append(labels)
         values: list[int]

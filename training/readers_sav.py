@@ -17,6 +17,7 @@ from training.readers import (
     RawClip,
     channels,
     check_frames,
+    check_one_size,
     check_sizes,
     read_labels,
     read_rgb,
@@ -162,9 +163,12 @@ class MaskFolderReader:
         """Frames in the given order; an object without a mask file is absent. Raises ClipDataError."""
         check_frames(self, item, frames)
         video, objects, names = self._items[item]
-        images, bits = [], []
+        images: list[np.ndarray] = []
+        bits: list[np.ndarray] = []
         for frame in frames:
-            image = read_rgb(self.images / video / f"{names[frame]}.jpg")
+            image_path = self.images / video / f"{names[frame]}.jpg"
+            image = read_rgb(image_path)
+            check_one_size(image_path, image, images)
             labels = np.zeros((*image.shape[:2], channels(len(objects))), np.int32)
             for index, folder in enumerate(objects):
                 path = folder / f"{names[frame]}.png"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.clips import ClipDataError
-from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, read_rgb, set_object
+from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, check_one_size, read_rgb, set_object
 from training.readers_coco import load_json, mask_of
 
 
@@ -73,8 +73,7 @@ class YoutubeVisReader:
         for frame in frames:
             path = self.images / files[frame]
             image = read_rgb(path)
-            if images and image.shape != images[0].shape:
-                raise ClipDataError(f"{path}: {image.shape[:2]}, the frames before have {images[0].shape[:2]}")
+            check_one_size(path, image, images)
             labels = np.zeros((*image.shape[:2], channels(len(tracks))), np.int32)
             for index, (_, masks) in enumerate(tracks):
                 if masks[frame]:  # None or empty: not visible on this frame

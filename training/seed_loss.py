@@ -22,7 +22,7 @@ def seed_loss(scores: Tensor, masks: Tensor, wanted: Tensor, known: Tensor, exha
     labelled = torch.zeros_like(middle)
     f, k = known.nonzero(as_tuple=True)
     if len(f):
-        cover = F.adaptive_avg_pool2d(masks[f, k].float()[:, None], (h, w))[:, 0]
+        cover = _cover(masks[f, k], (h, w))
         labelled.index_put_((f,), cover >= COVERED, accumulate=True)
         is_wanted = wanted[f, k]
         cover, f = cover[is_wanted], f[is_wanted]
@@ -47,12 +47,17 @@ def way_to_seeds(centres: Tensor, masks: Tensor, wanted: Tensor, grid: tuple[int
     way = torch.zeros(len(centres), centres.shape[1], masks.shape[1], device=centres.device)
     f, k = wanted.nonzero(as_tuple=True)
     if len(f):
-        cover = F.adaptive_avg_pool2d(masks[f, k].float()[:, None], (h, w))[:, 0]
+        cover = _cover(masks[f, k], grid)
         peaks, _ = _middles(cover)
         middle = (torch.stack((peaks // w, peaks % w), -1).float() + 0.5) / h
         size = cover.flatten(1).sum(1).clamp(min=1).sqrt() / h
         way[f, :, k] = (centres[f] - middle[:, None]).norm(dim=-1) / size[:, None]
     return way
+
+
+def _cover(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """masks (n, H, W) bool -> (n, h, w), the share of each token that is object."""
+    return F.adaptive_avg_pool2d(masks.float()[:, None], grid)[:, 0]
 
 
 def _middles(cover: Tensor) -> tuple[Tensor, Tensor]:

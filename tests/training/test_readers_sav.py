@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from layouts import SIZE, box, frame_number, image_of, runs_of, write_image, write_palette
+from PIL import Image
 
 from training import readers_sav
 from training.clips import ClipDataError
@@ -56,3 +57,12 @@ def test_sav_val_reads_one_png_per_object(tmp_path: Path) -> None:
     assert [frame_number(image) for image in raw.images] == [0, 4]
     assert not get_object(raw.bits[0], 1).any()
     assert np.array_equal(get_object(raw.bits[1], 1), box(2, 2, 5, 5))
+
+
+def test_sav_val_frames_of_two_sizes_are_named(tmp_path: Path) -> None:
+    for number in (0, 4):
+        write_image(tmp_path / "JPEGImages_24fps" / "sav_9" / f"{number:05d}.jpg", number)
+        write_palette(tmp_path / "Annotations_6fps" / "sav_9" / "000" / f"{number:05d}.png", box(0, 0, 9, 9))
+    Image.new("RGB", (50, 30)).save(tmp_path / "JPEGImages_24fps" / "sav_9" / "00004.jpg")
+    with pytest.raises(ClipDataError, match=r"00004\.jpg: \(30, 50\), the frames before have \(24, 40\)"):
+        readers_sav.sav(tmp_path).load(0, [0, 1])
