@@ -1,259 +1,22 @@
-"""`ausm train`: one stage, plain loop; one process or many (torchrun), resumable at any moment, one JSONL log."""
+"""`ausm train`: one stage (`training.trainer`) from the command line; torchrun starts many processes of it."""
 
 import argparse
-import dataclasses
-import json
 import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from tqdm import tqdm
 
 from ausm import weights
 from ausm.config import PRESETS
 from ausm.model import AUSM
-from training.clip_loss import ClipLoss
-from training.data_config import check_classes, load_data_config
-from training.loader import Batch, BatchLoader, ClipBatches, Source
-from training.parallel import (
-    agree,
-    checkpoint_activations,
-    cut_like,
-    cut_optimizer,
-    distribute,
-    exchange_gradients,
-    gathered,
-)
+from training.data_config import load_data_config
 from training.pretrained import load_pretrained_backbone
-from training.report import Report
-from training.resume import MovingAverage, load_run, parameter_groups, save_run
-from training.stages import RECIPES, Stage, override
-from training.validate import Validation
-
-log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """How a stage runs on this machine; none of it changes the result beyond rounding."""
-
-    out: Path
-    seed: int = 0
-    parts: int = 1  # gradient accumulation steps per process
-    workers: int = 1
-    threads: int = 1
-    bf16: bool = True
-    save_every: float = 180.0  # seconds
-    stop_at: int | None = None  # iterations, before the stage's end (its schedule is unchanged)
-    checkpoint_activations: bool = False
-    fsdp: bool = False
-    tensorboard: bool = True
-    validate_every: float = 900.0  # seconds; 0 = never
-    max_skipped: int = 50  # bad items
-
-
-class Trainer:
-    """Owns model, optimizer, average and position of one run."""
-
-    def __init__(self, model: AUSM, stage: Stage, sources: list[Source], run: RunConfig) -> None:
-        self.stage, self.sources, self.run_config = stage, sources, run
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.device = model.X_0.device
-        self.model = model
-        check_classes(sources, dict(model.config.heads))
-        self.clip_loss = ClipLoss(model, stage).train()
-        if run.checkpoint_activations:
-            checkpoint_activations(model)
-        groups = parameter_groups(model, stage.lr, stage.backbone_lr_scale, stage.weight_decay)
-        self.wrapped = distribute(self.clip_loss, groups, run.fsdp)
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.trained = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self.average = MovingAverage(model, stage.ema) if stage.ema else None
-        self.iteration = 0
-        self.seconds = 0.0  # of training, over all resumes
-
-    # --- position -----------------------------------------------------------------------------------------------
-
-    def save(self, path: Path) -> None:
-        """Everything `resume` needs. With --fsdp all processes must call it, and the first one writes."""
-        whole = gathered(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average.values if self.average else None,
-                "optimizer": self.optimizer.state_dict(),
-            }
-        )
-        stage = json.dumps(dataclasses.asdict(self.stage))
-        if self.rank == 0:
-            save_run(path, iteration=self.iteration, seconds=self.seconds, stage=stage, **whole)
-
-    def resume(self, path: Path) -> None:
-        parts = load_run(path)
-        before, now = json.loads(parts["stage"]), json.loads(json.dumps(dataclasses.asdict(self.stage)))
-        changed = sorted(k for k in now if before.get(k) != now[k])
-        if changed:
-            log.warning("resuming %s with other settings of the stage: %s", path, changed)
-        own = self.model.state_dict()
-        self.model.load_state_dict({k: cut_like(v, own[k]) for k, v in parts["model"].items()})
-        if self.average and parts["average"]:
-            self.average.values = {k: cut_like(v.to(own[k].device), own[k]) for k, v in parts["average"].items()}
-        self.optimizer.load_state_dict(cut_optimizer(parts["optimizer"], self.optimizer))
-        self.iteration, self.seconds = parts["iteration"], parts["seconds"]
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights (without an average the last ones), whole. With --fsdp all processes must call it."""
-        values: dict[str, Tensor] = gathered(self.average.values if self.average else self.model.state_dict())
-        return values
-
-    def release(self, path: Path, manifest: dict[str, Any]) -> None:
-        """The averaged weights as a checkpoint that `ausm.load` reads."""
-        values = self.averaged()
-        if self.rank == 0:
-            weights.save(path, self.model, manifest, values)
-
-    # --- one iteration ------------------------------------------------------------------------------------------
-
-    def learning_rate_scale(self) -> float:
-        s, i = self.stage, self.iteration
-        scale = min(1.0, (i + 1) / max(s.warmup, 1))
-        for at in s.decay_at:
-            scale *= 0.1 if i >= at * s.iterations else 1.0
-        if s.cooldown:
-            left = (s.iterations - i) / (s.cooldown * s.iterations)
-            scale *= min(1.0, max(left, 0.0))
-        return scale
-
-    def step(self, parts: list[Batch]) -> dict[str, float]:
-        """One optimizer step over the micro-batches of this process; returns the loss terms (mean over processes)."""
-        s, n = self.stage, len(parts)
-        seed = self.run_config.seed
-        self_fed = float(torch.rand((), generator=_generator(seed, self.iteration, -1))) < s.self_fed
-        targets = []
-        for p, batch in enumerate(parts):
-            targets.append(self.clip_loss.targets(batch, _generator(seed, self.iteration, self.rank * n + p)))
-        count = torch.tensor(float(sum(int(t.active.sum() + t.det.sum()) for t in targets)), device=self.device)
-        if self.world > 1:
-            dist.all_reduce(count)
-        num_masks = float(count) / self.world  # gradients are averaged over processes, summed over parts
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.learning_rate_scale()
-        self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, float] = {}
-        for p, (batch, target) in enumerate(zip(parts, targets, strict=True)):
-            # points and stochastic depth draw from the global generator: one seed per global part of the batch
-            torch.manual_seed(_mix(seed, self.iteration, self.rank * n + p))
-            exchange_gradients(self.wrapped, p == n - 1)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_config.bf16):
-                terms = self.wrapped(batch, target, self_fed, num_masks)
-            loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach())
-        if self.world > 1:
-            shares = torch.tensor(list(totals.values()), device=self.device)
-            dist.all_reduce(shares)
-            totals = dict(zip(totals, (shares / self.world).tolist(), strict=True))
-        norm = gathered(torch.nn.utils.clip_grad_norm_(self.trained, s.clip_norm))
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            if self.average:
-                self.average.update(self.model, self.iteration)
-        else:
-            log.warning("iteration %d: gradient norm %s, step skipped", self.iteration, float(norm))
-        self.iteration += 1
-        return {**totals, "loss": sum(totals.values()), "grad_norm": float(norm)}
-
-    def run(self, manifest: dict[str, Any]) -> None:
-        """From the current position to the end of the stage, saving as it goes."""
-        r, s = self.run_config, self.stage
-        last = min(s.iterations, r.stop_at or s.iterations)
-        batches = ClipBatches(
-            self.sources, s.clip_config(), r.seed, s.batch, rank=self.rank, world=self.world, parts=r.parts
-        )
-        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped))
-        bar = tqdm(total=s.iterations, initial=self.iteration, unit="it", disable=self.rank > 0, file=sys.stderr)
-        report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
-        validation = Validation(self.sources, s, r.seed) if r.validate_every else None
-        saved = validated = time.monotonic()
-        if self.iteration >= last:  # killed between the two files of the end
-            self.release(r.out / "ema.safetensors", self.manifest(manifest))
-        while self.iteration < last:
-            started = time.monotonic()
-            parts = [next(loader) for _ in range(r.parts)]
-            waited = time.monotonic() - started
-            terms = self.step(parts)
-            now = time.monotonic()
-            self.seconds += now - started
-            row: dict[str, Any] = {
-                "iteration": self.iteration,
-                "source": parts[0].sources[0].split("/")[0],
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "seconds": round(now - started, 3),
-                "data_seconds": round(waited, 3),
-                **{k: round(v, 5) for k, v in terms.items()},
-            }
-            end = self.iteration == last
-            due = [
-                end or now - saved > r.save_every,
-                validation is not None and (end or now - validated > r.validate_every),
-            ]
-            must_save, must_validate = agree(due, self.device) if r.fsdp else [x and self.rank == 0 for x in due]
-            if validation is not None and must_validate:
-                row |= self.validate(validation, report)
-                validated = time.monotonic()
-            if report:
-                report.step(row)
-                bar.update()
-                bar.set_postfix_str(f"loss {terms['loss']:.2f}")
-            if must_save:
-                self.save(r.out / "last.pt")
-                self.release(r.out / "ema.safetensors", self.manifest(manifest))
-                saved = time.monotonic()
-        bar.close()
-        if report:
-            report.close()
-
-    def validate(self, validation: Validation, report: Report | None) -> dict[str, float]:
-        """Pictures to the report; what belongs into the iteration's line of the log."""
-        values = self.averaged()
-        if report is None:
-            return {}
-        started = time.monotonic()
-        J, pictures = validation.run(self.model.config, values, self.device, self.run_config.bf16)
-        report.pictures(self.iteration, pictures)
-        row = {"validation_seconds": round(time.monotonic() - started, 3)}
-        return row if J is None else {"validation_J": round(J, 4), **row}
-
-    def manifest(self, base: dict[str, Any]) -> dict[str, Any]:
-        """What the checkpoint says about itself: every stage it went through, with its settings and seconds."""
-        own = {
-            "stage": dataclasses.asdict(self.stage),
-            "iterations": self.iteration,
-            "seconds": round(self.seconds),
-            "processes": self.world,
-            "sources": [{"name": x.reader.name, "items": len(x.reader), "weight": x.weight} for x in self.sources],
-        }
-        return {**base, "recipe": [*base.get("recipe", []), own]}
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed of several integers."""
-    value = 0
-    for n in numbers:
-        value = (value * 1_000_003 + n + 1) % (2**63 - 25)
-    return value
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """A CPU generator of its own for one draw site."""
-    return torch.Generator().manual_seed(_mix(*numbers))
+from training.stages import RECIPES, override
+from training.trainer import RunConfig, Trainer
 
 
 def git_revision() -> str:
@@ -264,6 +27,7 @@ def git_revision() -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ausm train`."""
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano")
     parser.add_argument("--data", required=True, help="TOML file naming the data sources (config/data_example.toml)")
@@ -291,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Trains the stage to its end, or to --stop-at. Raises AusmError."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     torch.set_num_threads(args.threads)
     distributed = dist.is_torchelastic_launched()

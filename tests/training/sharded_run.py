@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tiny_training import STAGE, trainer
 
 from training.stages import Stage
-from training.train import Trainer
+from training.trainer import Trainer
 
 ITERATIONS = 4
 

@@ -27,7 +27,7 @@ from training.loader import Batch
 from training.preprocess import preprocess
 from training.resume import parameter_groups
 from training.stages import RECIPES, Stage, override
-from training.train import Trainer
+from training.trainer import Trainer
 
 ROOT = Path(train.__file__).parents[1]
 

@@ -18,7 +18,7 @@ from training.losses import LossConfig
 from training.noise import HistoryNoise
 from training.readers import RawClip, channels, set_object
 from training.stages import Stage
-from training.train import RunConfig, Trainer
+from training.trainer import RunConfig, Trainer
 
 
 def tiny_config() -> AusmConfig:
