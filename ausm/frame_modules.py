@@ -4,6 +4,9 @@ Each computes what its parent does, through the kernels of `ausm.maps_cpu` and `
 tensors, and as its parent elsewhere.
 """
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,12 +50,12 @@ class FrameMaskFeatures(MaskFeatures):
     """Group norms with what is added to them, in one pass."""
 
     def forward(self, G: Tensor, c2: Tensor, extra: Tensor | None) -> Tensor:
-        lateral = maps_cpu.group_norm_up(self.lateral[0](c2), self.lateral[1], self.reduce(G))
-        if lateral is None:
+        both = maps_cpu.group_norm_up(self.lateral[0](c2), self.lateral[1], self.reduce(G))
+        if both is None:
             return super().forward(G, c2, extra)
-        smooth = maps_cpu.group_norm_up(self.output[0](lateral), self.output[1], relu=True)
-        features = self.mask_features(self.output[1:](self.output[0](lateral)) if smooth is None else smooth)
-        return self.add(features, extra)
+        convolved = self.output[0](both)
+        smooth = maps_cpu.group_norm_up(convolved, self.output[1], relu=True)
+        return self.add(self.mask_features(self.output[1:](convolved) if smooth is None else smooth), extra)
 
     @staticmethod
     def add(features: Tensor, extra: Tensor | None) -> Tensor:
@@ -65,24 +68,22 @@ class FramePixelDecoder(PixelDecoder):
     """Position codes, which only depend on weights and size, from tables."""
 
     def _codes(self, level: int, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Codes:
-        key = (level, grid, dtype)
-        if key not in self._tables():
-            self._keep(key, tuple(code.to(dtype) for code in super()._codes(level, grid, device, dtype)))
-        return self._tables()[key]
+        make = super()._codes
+        return self._kept((level, grid, dtype), lambda: tuple(c.to(dtype) for c in make(level, grid, device, dtype)))
 
     def _mask_code(self, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        key = (size, dtype)
-        if key not in self._tables():
-            self._keep(key, super()._mask_code(size, device, dtype))
-        return self._tables()[key]
+        make = super()._mask_code
+        return self._kept((size, dtype), lambda: make(size, device, dtype))
 
-    def _tables(self) -> dict:
-        return self.__dict__.setdefault("tables", {})
-
-    def _keep(self, key: tuple, table: object) -> None:
-        if len(self._tables()) >= TABLES:
-            self._tables().clear()
-        self._tables()[key] = table
+    def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The table of this key. Cameras share the copy, so another thread may empty `tables` at any moment."""
+        tables = self.__dict__.setdefault("tables", {})
+        found = tables.get(key)
+        if found is None:
+            if len(tables) >= TABLES:
+                tables.clear()
+            found = tables[key] = make()
+        return found
 
 
 class FrameModel(AUSM):
@@ -91,7 +92,7 @@ class FrameModel(AUSM):
     def normalise(self, images: Tensor) -> Tensor:
         d = self.config.size_divisor
         if len(images) == 1 and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[-1] == 3:
-            size = tuple(-(-n // d) * d for n in images.shape[1:3])
+            size = (-(-images.shape[1] // d) * d, -(-images.shape[2] // d) * d)
             factor = 1 / (255 * self.std)
             out = maps_cpu.normalise(images[0], factor.flatten(), (-self.mean / self.std).flatten(), size)
             if out is not None:

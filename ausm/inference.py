@@ -140,8 +140,8 @@ def _stepper(model: AUSM, precision: str) -> Callable[[], None]:
 def pack(model: AUSM, precision: str) -> AUSM:
     """A packed copy of a model in eval mode; what is not packed shares its tensors with `model`.
 
-    What follows a layer is taken from the order in which a
-    module registers its children; if the backbone's maps disagree on an image, `model` itself is returned, and logged.
+    What follows a layer is taken from the order in which a module registers its children; if the backbone's maps
+    disagree on an image, `model` itself is returned, and logged.
     """
     dtype = DTYPES[precision]
     copy = deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})

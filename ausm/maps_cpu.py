@@ -4,15 +4,13 @@ PyTorch runs them as two to six operations with float32 copies between them (doc
 function returns None for tensors that its kernel does not take.
 """
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ausm.native import library
+from ausm.native import FLOAT, INT, LONG, Held, library, threads
 
-_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 LANES, WIDEST = 16, 1024  # channels: a multiple of, at most
 
@@ -46,9 +44,9 @@ def add_norm(
     types = {"sum": torch.float32, "normed": torch.float32, "half": torch.bfloat16, "placed": torch.bfloat16}
     out = {name: torch.empty(x.shape, dtype=t) if name in wanted else None for name, t in types.items()}
     status = native.ausm_add_norm(
-        _INT(_TYPES[x.dtype]), _threads(), _LONG(x.numel() // D), _LONG(D), _at(x), _at(y), _at(norm.weight),
-        _at(norm.bias), _FLOAT(norm.eps), _at(place), _LONG(place.numel() // D if place is not None else 1),
-        *map(_at, out.values()),
+        INT(_TYPES[x.dtype]), threads(), LONG(x.numel() // D), LONG(D), Held(x), Held(y), Held(norm.weight),
+        Held(norm.bias), FLOAT(norm.eps), Held(place), LONG(place.numel() // D if place is not None else 1),
+        *map(Held, out.values()),
     )  # fmt: skip
     return Normed(**out) if status == 0 else None
 
@@ -63,8 +61,8 @@ def group_norm_up(x: Tensor, norm: nn.GroupNorm, small: Tensor | None = None, re
         return None
     scale, shift = torch.empty(C), torch.empty(C)
     status = native.ausm_group_scale(
-        _threads(), _LONG(x.shape[2] * x.shape[3]), _LONG(C), _LONG(norm.num_groups), _at(x), _at(norm.weight),
-        _at(norm.bias), _FLOAT(norm.eps), _at(scale), _at(shift),
+        threads(), LONG(x.shape[2] * x.shape[3]), LONG(C), LONG(norm.num_groups), Held(x), Held(norm.weight),
+        Held(norm.bias), FLOAT(norm.eps), Held(scale), Held(shift),
     )  # fmt: skip
     return _mix(x, scale, shift, small, relu) if status == 0 else None
 
@@ -78,12 +76,13 @@ def normalise(image: Tensor, factor: Tensor, addend: Tensor, size: tuple[int, in
     """image (H, W, 3) uint8 -> image * factor + addend per channel, (1, 3, *size) bfloat16, channels last, zero beyond
     the image."""
     native = library()
-    if native is None or not image.is_cpu or not image.is_contiguous():
+    taken = image.dtype == torch.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.is_contiguous()
+    if native is None or not image.is_cpu or not taken or image.shape[0] > size[0] or image.shape[1] > size[1]:
         return None
     out = torch.empty(1, *size, 3, dtype=torch.bfloat16)
     factor, addend = factor.float().contiguous(), addend.float().contiguous()
     native.ausm_normalise(
-        _threads(), *map(_LONG, (*image.shape[:2], *size)), _at(image), _at(factor), _at(addend), _at(out)
+        threads(), *map(LONG, (*image.shape[:2], *size)), Held(image), Held(factor), Held(addend), Held(out)
     )
     return out.permute(0, 3, 1, 2)
 
@@ -92,7 +91,7 @@ def _mix(x: Tensor, scale: Tensor | None, shift: Tensor | None, small: Tensor | 
     _, C, H, W = x.shape
     y = torch.empty_like(x)
     status = library().ausm_mix(
-        _threads(), *map(_LONG, (H // 2, W // 2, C)), _at(x), _at(scale), _at(shift), _at(small), _INT(relu), _at(y)
+        threads(), *map(LONG, (H // 2, W // 2, C)), Held(x), Held(scale), Held(shift), Held(small), INT(relu), Held(y)
     )
     return y if status == 0 else None
 
@@ -108,10 +107,3 @@ def _takes(x: Tensor, small: Tensor | None) -> bool:
             return False
     return C % LANES == 0 and H % 2 == 0 and W % 2 == 0
 
-
-def _at(tensor: Tensor | None) -> ctypes.c_void_p:
-    return _POINTER(None if tensor is None else tensor.data_ptr())
-
-
-def _threads() -> ctypes.c_int:
-    return _INT(torch.get_num_threads())

@@ -19,11 +19,26 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 LOG = logging.getLogger("ausm")
 SOURCES = Path(__file__).parent / "csrc"
 # Trapping math off lets comparisons vectorise. No -ffast-math: it would break rounding tricks and swallow NaN.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"]
+
+POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+
+
+class Held:
+    """A pointer argument that keeps the tensor it points into alive until the call is over; None = null."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self.tensor, self._as_parameter_ = tensor, POINTER(None if tensor is None else tensor.data_ptr())
+
+
+def threads() -> ctypes.c_int:
+    """How many threads a kernel is to use."""
+    return INT(torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=1)

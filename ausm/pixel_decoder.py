@@ -208,7 +208,10 @@ class PixelDecoder(nn.Module):
     def _within_reach(
         self, masks: Tensor, embeddings: Tensor, seeds: SeedQueries | None, size: tuple[int, int]
     ) -> Tensor:
-        """masks (B', Q, h, w) with what `Extent` adds to those of detections, computed at `size` = (H/4, W/4)."""
+        """masks (B', Q, h, w) with what `Extent` adds to those of detections, computed at `size` = (H/4, W/4).
+
+        Without gradient `masks` itself is changed.
+        """
         if seeds is None:
             return masks
         N_det = seeds.centre.shape[1]

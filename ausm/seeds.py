@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ausm.attention import pool_tokens
 from ausm.position import sine_position
 
+BELOW = 1e4  # taken off the score of tokens that are no peak: they come after all that are
 PRIOR = -4.0  # logit of the score at first: few tokens are the middle of an object
 START, LIMIT = 4.0, 3.5  # k at first: one logit at half an image height; k within START * exp(+-2 LIMIT)
 
@@ -50,7 +51,7 @@ class Seeds(nn.Module):
         scores = self.score(grid)[:, 0].float()
         with torch.no_grad():
             peak = scores == F.max_pool2d(scores[:, None], 3, 1, 1)[:, 0]
-            ranked = (scores - 1e4 * ~peak).flatten(1)
+            ranked = (scores - BELOW * ~peak).flatten(1)
             index = ranked.topk(min(self.N_det, h * w), dim=1).indices
             index = index[:, torch.arange(self.N_det, device=G.device).clamp(max=h * w - 1), None]  # (B', N_det, 1)
         position = sine_position(h, w, G.shape[-1], G.device, G.dtype).expand(len(G), -1, -1)
@@ -83,4 +84,5 @@ class Extent(nn.Module):
         at = centre + shape[..., :2]
         k = START * torch.exp(2 * shape[..., 2:].clamp(-LIMIT, LIMIT))
         y, x = ((torch.arange(n, device=centre.device) + 0.5) / H for n in (H, W))
-        return tuple(-k[..., i, None] * (axis - at[..., i, None]) ** 2 for i, axis in enumerate((y, x)))
+        rows, columns = (-k[..., i, None] * (axis - at[..., i, None]) ** 2 for i, axis in enumerate((y, x)))
+        return rows, columns

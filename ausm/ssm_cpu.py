@@ -6,20 +6,18 @@ float32 arithmetic; training keeps only the inputs and recomputes the states. Th
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ausm.errors import AusmError, SizeError
-from ausm.native import library
+from ausm.native import INT, LONG, Held, library, threads
 
 STATES = (8, 16)  # S that are compiled
 TAPS = 4  # K that is compiled
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 
 
 def available(u: Tensor, states: int = 16, taps: int = TAPS) -> bool:
@@ -51,8 +49,8 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype)
     taps, bias = weight.detach().float().t().contiguous(), bias.detach().float().contiguous()
     _call(
-        "ausm_conv_step", _INT(_TYPES[x.dtype]), _INT(_STORAGE[state.dtype]), _threads(), *map(_LONG, x.shape),
-        _at(x), stride, _at(taps), _at(bias), _at(state), _at(y),
+        "ausm_conv_step", INT(_TYPES[x.dtype]), INT(_STORAGE[state.dtype]), threads(), *map(LONG, x.shape),
+        Held(x), stride, Held(taps), Held(bias), Held(state), Held(y),
     )  # fmt: skip
     return y
 
@@ -66,8 +64,8 @@ def scan_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     A, D = A.detach().float().contiguous(), D.detach().float().contiguous()
     y = torch.empty(u.shape, dtype=u.dtype)
     _call(
-        "ausm_scan_step", _INT(_TYPES[u.dtype]), _INT(_STORAGE[state.dtype]), _threads(), *map(_LONG, state.shape),
-        _at(u), su, _at(delta), sd, _at(A), _at(B), sB, _at(C), sC, _at(D), _at(z), sz, _at(state), _at(y),
+        "ausm_scan_step", INT(_TYPES[u.dtype]), INT(_STORAGE[state.dtype]), threads(), *map(LONG, state.shape),
+        Held(u), su, Held(delta), sd, Held(A), Held(B), sB, Held(C), sC, Held(D), Held(z), sz, Held(state), Held(y),
     )  # fmt: skip
     return y
 
@@ -77,7 +75,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
         ctx.save_for_backward(u, delta, A, B, C, D, z)
         y = torch.empty(u.shape, dtype=u.dtype)
-        _call("ausm_scan_forward", *_scan_head(u, A), *_scan_inputs(u, delta, A, B, C, D, z), _at(y))
+        _call("ausm_scan_forward", *_scan_head(u, A), *_scan_inputs(u, delta, A, B, C, D, z), Held(y))
         return y
 
     @staticmethod
@@ -88,7 +86,7 @@ class _Scan(torch.autograd.Function):
         dy, sy = _rows(dy)
         grads = tuple(torch.empty(v.shape, dtype=v.dtype) for v in inputs)
         _call(
-            "ausm_scan_backward", *_scan_head(u, A), *_scan_inputs(*inputs), _at(dy), sy, *map(_at, grads)
+            "ausm_scan_backward", *_scan_head(u, A), *_scan_inputs(*inputs), Held(dy), sy, *map(Held, grads)
         )  # order of the gradients = order of the inputs
         return grads
 
@@ -98,7 +96,7 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         y = torch.empty(x.shape, dtype=x.dtype)
-        _call("ausm_conv_forward", *_conv_inputs(x, weight, bias), _at(y))
+        _call("ausm_conv_forward", *_conv_inputs(x, weight, bias), Held(y))
         return y
 
     @staticmethod
@@ -107,42 +105,31 @@ class _Conv(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         dy, sy = _rows(dy)
         grads = tuple(torch.empty(v.shape, dtype=v.dtype) for v in (x, weight, bias))
-        _call("ausm_conv_backward", *_conv_inputs(x, weight, bias), _at(dy), sy, *map(_at, grads))
+        _call("ausm_conv_backward", *_conv_inputs(x, weight, bias), Held(dy), sy, *map(Held, grads))
         return grads
-
-
-class _Held:
-    """A pointer argument that keeps the tensor it points into alive until the call is over."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self._as_parameter_ = tensor, _POINTER(tensor.data_ptr())
-
-
-def _at(tensor: Tensor) -> _Held:
-    return _Held(tensor)
 
 
 def _rows(v: Tensor) -> tuple[Tensor, Any]:
     """(rows, channels) with adjacent channels, copied only where it is not laid out so, and the stride between rows."""
     flat = v.flatten(0, -2)  # a view for slices of the last dimension, such as the halves of in_proj's output
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
-    return flat, _LONG(flat.stride(0))
+    return flat, LONG(flat.stride(0))
 
 
 def _scan_head(u: Tensor, A: Tensor) -> tuple[Any, ...]:
-    return _INT(_TYPES[u.dtype]), _threads(), *map(_LONG, u.shape), _LONG(A.shape[1])
+    return INT(_TYPES[u.dtype]), threads(), *map(LONG, u.shape), LONG(A.shape[1])
 
 
 def _scan_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> tuple[Any, ...]:
     (u, su), (delta, sd), (B, sB), (C, sC), (z, sz) = (_rows(v) for v in (u, delta, B, C, z))
     A, D = A.contiguous(), D.contiguous()
-    return _at(u), su, _at(delta), sd, _at(A), _at(B), sB, _at(C), sC, _at(D), _at(z), sz
+    return Held(u), su, Held(delta), sd, Held(A), Held(B), sB, Held(C), sC, Held(D), Held(z), sz
 
 
 def _conv_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
     rows, stride = _rows(x)
-    head = _INT(_TYPES[x.dtype]), _threads(), *map(_LONG, x.shape)
-    return *head, _at(rows), stride, _at(weight.contiguous()), _at(bias.contiguous())
+    head = INT(_TYPES[x.dtype]), threads(), *map(LONG, x.shape)
+    return *head, Held(rows), stride, Held(weight.contiguous()), Held(bias.contiguous())
 
 
 def _require_state(state: Tensor, *shape: int) -> None:
@@ -170,10 +157,6 @@ def _require_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     wrong = [v for v in (u, delta, D, z) if v.shape[-1] != E] + [v for v in (B, C) if v.shape[-1] != S]
     if wrong:
         raise SizeError(f"A {tuple(A.shape)} beside {tuple(wrong[0].shape)}")
-
-
-def _threads() -> Any:
-    return _INT(torch.get_num_threads())
 
 
 def _call(name: str, *arguments: Any) -> None:
