@@ -27,8 +27,8 @@ def available(width: int) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor | None:
     """softmax(q k^T / sqrt(D / heads)) v per head. q (B, Nq, D), k and v (B, Nk, D) bfloat16 -> (B, Nq, D).
 
-    mask: bool (B, 1, Nq, Nk), which keys may be read, at least one per query, or bfloat16 (1, heads, Nq, Nk), added to
-    the scores, or None. Returns None for tensors that the kernel does not take. No gradient.
+    mask: bool (B, 1, Nq or 1, Nk), which keys may be read, at least one per query, or bfloat16 (1, heads, Nq, Nk),
+    added to the scores, or None. Returns None for tensors that the kernel does not take. No gradient.
     """
     native = library()
     B, queries, D = q.shape
@@ -38,6 +38,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
         return None
     shapes = {torch.bool: (B, 1, queries, keys), torch.bfloat16: (1, heads, queries, keys)}
     if mask is not None:
+        if mask.dtype == torch.bool and mask.shape == (B, 1, 1, keys):  # the same for all queries
+            mask = mask.expand(-1, -1, queries, -1)
         if mask.shape != shapes.get(mask.dtype):
             return None
         mask = mask.contiguous()

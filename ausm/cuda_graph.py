@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ausm.model import AUSM
+from ausm.padding import PaddedStep, unpad
 from ausm.pixel_decoder import Predictions
 from ausm.state import StreamState
 
@@ -24,8 +25,13 @@ HOST_FRAMES = 2  # one is being filled while the other is on its way to the GPU
 TOLERANCE = 0.05  # of a replay, relative to the plain step in the same 16 bits
 
 
-def stepper(model: AUSM) -> "AUSM | GraphedStep":
-    """What a stream should call `absorb` and `predict` of: the model, or its graphs where they are asked for."""
+def stepper(model: AUSM, packed: bool) -> "AUSM | PaddedStep | GraphedStep":
+    """What a stream should call `absorb` and `predict` of: the model, or a step of few shapes where shapes cost.
+
+    packed: the model is one of `ausm.inference`, whose kernels are compiled for their shapes.
+    """
+    if packed:
+        return PaddedStep(model)
     if model.X_0.device.type != "cuda" or model.training or os.environ.get("AUSM_CUDA_GRAPH") != "1":
         return model
     return GraphedStep(model)
@@ -100,7 +106,9 @@ class GraphedStep:
             return self.model.predict(state, image, ids)
         if self._bound != self._key(state, image):
             self._bind(state, image)
-        inputs = self._inputs.setdefault(P, self._new_inputs(P, image, state))
+        if P not in self._inputs:
+            self._inputs[P] = self._new_inputs(P, image, state)
+        inputs = self._inputs[P]
         self._fill(inputs, ids)
         if image.is_cuda or self._host is None:
             inputs.image.copy_(image)
@@ -191,12 +199,3 @@ class GraphedStep:
             return out
 
         return replay
-
-
-def unpad(out: Predictions, K: int, P: int) -> Predictions:
-    """Predictions of P ids and N_det queries without ids K..P; copies, the next replay writes over `out`."""
-
-    def kept(x: Tensor) -> Tensor:
-        return torch.cat((x[:, :K], x[:, P:]), 1)
-
-    return out._replace(masks=kept(out.masks), objectness=kept(out.objectness), embeddings=kept(out.embeddings))

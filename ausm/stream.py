@@ -54,7 +54,7 @@ class Stream:
             raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
         config = config or StreamConfig()
         self.model, self.precision = frame_model(model, precision)
-        self._halves = stepper(self.model)
+        self._halves = stepper(self.model, packed=self.model is not model)
         self._check_head(config.head)
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed

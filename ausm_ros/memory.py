@@ -2,9 +2,12 @@
 
 import ctypes
 import gc
+import os
 import resource
 import sys
 from pathlib import Path
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def resident_bytes() -> int:
@@ -15,11 +18,19 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def give_back() -> None:
-    """Collects what nothing refers to, and returns free memory to the system.
+def share_one_heap() -> None:
+    """All threads allocate from one heap, to be called before there are threads.
 
-    glibc keeps what threads freed in heaps of their own, one for each; without a word from us they stay resident.
+    glibc gives each thread a heap of its own and never returns the free end of one, so that resident memory wanders
+    with the thread that happens to load a model. The threads of the node hardly ever allocate at the same time.
     """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
+    if tune is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        tune(M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Collects what nothing refers to, and returns free memory to the system, which glibc does not do by itself."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:

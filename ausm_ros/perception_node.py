@@ -3,6 +3,7 @@
 Run: `python -m ausm_ros.perception_node --ros-args -p checkpoint:=nano -r camera/image:=/camera/image_raw`
 """
 
+import os
 import sys
 import threading
 from typing import Any
@@ -28,6 +29,7 @@ from rclpy.parameter import Parameter
 from ausm.errors import AusmError
 from ausm_ros.diagnostics import camera_statuses, memory_status, model_status, to_array
 from ausm_ros.executor import Ration, ServiceThreadsExecutor
+from ausm_ros.memory import share_one_heap
 from ausm_ros.parameters import (
     SPECS,
     BadParameter,
@@ -43,6 +45,7 @@ from ausm_ros.runtime import Runtime
 from ausm_ros.services import Services
 from ausm_ros.transport import use_large_shared_memory
 
+END = 8.0  # seconds to stop in
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -245,8 +248,22 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             runtime.clock_jumped()
 
 
+def _end_within(seconds: float) -> None:
+    """The process ends by then, whatever still runs: a step on a busy machine, a model that is being loaded."""
+
+    def end() -> None:
+        print(f"perception_node: still busy {seconds:g} s after it was told to stop; it ends now", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(0)
+
+    watch = threading.Timer(seconds, end)
+    watch.daemon = True  # it does not keep alive a process that ends by itself
+    watch.start()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the node until it is told to stop; 2 for a parameter that is refused at the start."""
+    share_one_heap()
     use_large_shared_memory()
     rclpy.init(args=argv)
     try:
@@ -263,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        _end_within(END)
         node._close()
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()

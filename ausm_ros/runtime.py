@@ -25,6 +25,7 @@ from ausm_ros.session import Session
 from ausm_ros.worker import CameraTask, Report, Worker
 
 RANDOM = "random:"  # prefix of an untrained preset
+WARM_OBJECTS, WARM_STEP = 32, 8  # numbers of objects to warm up for; `ausm.padding` has one size in eight or less
 REPEAT = 60.0  # seconds before an error of the same kind is logged again
 
 
@@ -46,6 +47,7 @@ def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
     """The shared weights, and what diagnostics say of them. Raises CheckpointError."""
     name = settings.checkpoint
     if name.startswith(RANDOM):
+        torch.manual_seed(settings.seed)  # the same untrained model every time
         model = ausm.load(name.removeprefix(RANDOM), device=settings.device, weights=False)
         digest = "none: random weights"
     else:
@@ -112,9 +114,16 @@ class Runtime:
         self.worker = Worker([parts.task for parts in self.cameras.values()], on_fatal)
 
     def _warm_up(self, session: Session) -> None:
+        """Steps on a blank image, then one for each padded number of objects that is usual: kernels are chosen now."""
         height, width = self.settings.warmup_size
+        blank = np.zeros((height, width, 3), np.uint8)
         for _ in range(self.settings.warmup_frames):
-            session.stream.step(np.zeros((height, width, 3), np.uint8))
+            session.stream.step(blank)
+        for number in range(WARM_STEP, min(WARM_OBJECTS, session.stream.capacity) + 1, WARM_STEP):
+            if self.settings.warmup_frames:
+                session.stream.reset()
+                session.stream.prompt(np.ones((number, height, width), bool))
+                session.stream.step(blank)
         session.stream.reset()
 
     def _build(self, camera: CameraSettings, session: Session) -> CameraParts:
@@ -171,10 +180,9 @@ class Runtime:
     def close(self) -> None:
         """Removes the publishers and gives the device's memory back."""
         self.stop()
-        for parts in self.cameras.values():
-            parts.outputs.destroy()
-        self.cameras = {}
         self.worker = Worker([], lambda _: None)
+        while self.cameras:
+            self.cameras.popitem()[1].outputs.destroy()  # and no name here that still holds the last camera's stream
         give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -88,6 +88,14 @@ class Services:
             raise Refusal(Code.NOT_ACTIVE, f"the node is {state}")
         return runtime
 
+    @staticmethod
+    def _wake(runtime: Runtime, *posted: "Future[Any]") -> None:
+        """The worker has something to do. If it was stopped since the request was checked, nobody would ever do it."""
+        runtime.worker.notify()
+        if not runtime.active:
+            for future in posted:
+                future.cancel()
+
     def _wait(self, future: "Future[Any]", seconds: float) -> Any:
         """The result of the worker. Withdraws the request and raises `Refusal` when it does not come in time."""
         if not may_wait():
@@ -119,7 +127,7 @@ class Services:
         if good:
             queued = PromptRequest(good, request.all_or_nothing, stamp)
             parts.task.post_prompts(queued)
-            runtime.worker.notify()
+            self._wake(runtime, queued.future)
             applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot)
             response.epoch = applied.epoch
             response.applied_stamp = to_time(applied.stamp)
@@ -185,14 +193,14 @@ class Services:
         session, ids = parts.task.session, [int(i) for i in request.track_ids]
         call = session.remove_all if request.all else partial(session.remove, ids)
         future = parts.task.post(call)
-        runtime.worker.notify()
+        self._wake(runtime, future)
         self._conclude(response, self._wait(future, CALL_WAIT))
 
     def _reset(self, request: Any, response: Any) -> None:
         runtime = self._active()
         chosen = list(runtime.cameras.values()) if request.camera == "" else [runtime.find(request.camera)]
         futures = [parts.task.post(partial(parts.task.reset, "resets")) for parts in chosen]
-        runtime.worker.notify()
+        self._wake(runtime, *futures)
         response.epoch = max(self._wait(future, CALL_WAIT) for future in futures)
         response.success = True
 

@@ -45,6 +45,7 @@ class Rig:
         runtime.settings, runtime.active, runtime.worker = self.settings, True, self.worker
         parts: Any = CameraParts(self.camera, self.task, SimpleNamespace(), self.counts)  # type: ignore[arg-type]
         runtime.cameras = {"camera": parts}
+        self.runtime = runtime
         Services(node, lambda: runtime, lambda _: "")
 
     def _publish(self, report: Any) -> None:

@@ -3,9 +3,9 @@
 Every minute brings the same mix in random order: births, re-prompts, removals, resets, another image size, malformed
 images and requests, duplicates, zero stamps and jumps back in time. Compared are the second and the last minute:
 resident memory within 2 %, state bytes equal, 95th percentile of the latency within 10 %; no exception in the node's
-log. Before the first minute the node once holds every number of objects it may: oneDNN compiles kernels for each and
-keeps the last 1,024, memory that comes once and stays. Prints one row a minute and, as its last line, one JSON object.
-The exit status is 0 only if all hold.
+log. Before the first minute the node once holds every number of objects it may in both sizes: the kernels that oneDNN
+compiles for each shape are memory that comes once and stays. Prints one row a minute and, as its last line, one JSON
+object. The exit status is 0 only if all hold.
 """
 
 import argparse
@@ -115,15 +115,18 @@ class Soak:
             rig.call(SetParameters, "set_parameters", SetParameters.Request(parameters=[parameter]))
 
     def fill(self) -> None:
-        """Every number of objects from 1 to all places, an image for each."""
+        """In either size every number of objects from 1 to all places, an image for each."""
         from ausm_ros.srv import Reset
 
         rig = self.rig
-        for _ in range(CAPACITY):
-            self._add(self._prompt())
-            before = len(rig.arrivals)
-            rig.wait_until(lambda n=before: self._shown(n), "an answer to an image")
-        rig.call(Reset, "reset", Reset.Request())
+        for size in (1, 0):
+            self.size = size
+            for number in range(CAPACITY + 1):
+                if number:
+                    self._add(self._prompt())
+                before = len(rig.arrivals)
+                rig.wait_until(lambda n=before: self._shown(n), "an answer to an image")
+            rig.call(Reset, "reset", Reset.Request())
 
     def _shown(self, number: int) -> bool:
         """Shows an image; whether more than `number` answers have come."""

@@ -54,6 +54,8 @@ def test_closed_keys(shape: tuple[int, int, int, int, int]) -> None:
     mask = torch.rand(clips, 1, queries, keys) < 0.3
     mask[..., -1] = True
     check(attend(q, k, v, heads, mask), exact(q, k, v, heads, mask))
+    same = mask[:, :, :1]  # for all queries
+    check(attend(q, k, v, heads, same), exact(q, k, v, heads, same))
     one = torch.zeros_like(mask)
     one[..., keys // 2] = True  # a single key: the result is its value
     check(attend(q, k, v, heads, one), v[:, keys // 2 : keys // 2 + 1].double().expand(-1, queries, -1))
