@@ -3,16 +3,14 @@
 PyTorch's own kernel widens to float32 there: this one takes less than half its time (docs/benchmarks.md).
 """
 
-import ctypes
 import functools
 
 import torch
 from torch import Tensor
 
-from ausm.native import library
+from ausm.native import LONG, Held, library, threads
 
 WIDTHS = (16, 32, 64)  # channels per head that are compiled
-_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 
 
 @functools.cache
@@ -43,12 +41,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
         if mask.shape != shapes.get(mask.dtype):
             return None
         mask = mask.contiguous()
-    allowed, bias = (mask.data_ptr() if mask is not None and mask.dtype == t else None for t in shapes)
+    allowed, bias = (mask if mask is not None and mask.dtype == t else None for t in shapes)
     q, k, v = (t if t.stride(2) == 1 and t.stride(0) == t.shape[1] * t.stride(1) else t.contiguous() for t in (q, k, v))
     out = torch.empty(B, queries, D, dtype=torch.bfloat16)
     status = native.ausm_attention(
-        _INT(torch.get_num_threads()), *map(_LONG, (B, heads, queries, keys, D // heads)),
-        _POINTER(q.data_ptr()), _LONG(q.stride(1)), _POINTER(k.data_ptr()), _LONG(k.stride(1)),
-        _POINTER(v.data_ptr()), _LONG(v.stride(1)), _POINTER(allowed), _POINTER(bias), _POINTER(out.data_ptr()),
+        threads(), *map(LONG, (B, heads, queries, keys, D // heads)), Held(q), LONG(q.stride(1)),
+        Held(k), LONG(k.stride(1)), Held(v), LONG(v.stride(1)), Held(allowed), Held(bias), Held(out),
     )  # fmt: skip
     return out if status == 0 else None
