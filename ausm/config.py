@@ -177,6 +177,7 @@ class StreamConfig:
     state_storage: str = "fp32"  # of the scan between frames; "fp16" halves it, arithmetic stays fp32 (docs/ssm.md)
     discover: bool = True
     score_threshold: float = 0.5  # App. A: foreground probability
+    prompt_threshold: float = 0.0  # the same for prompted objects; 0 = as in the paper, the mask alone decides (A8)
     birth_hits: int = 1  # frames a discovery must be seen on before it is TRACKED (A12)
     max_missed: int = 150  # frames unseen before a discovered track is retired (A10)
     dedupe_iou: float = 0.7  # a detection overlapping a live track or a better detection by more is dropped (A11)
@@ -187,6 +188,7 @@ class StreamConfig:
     def __post_init__(self) -> None:
         checks = {
             "score_threshold": 0 <= self.score_threshold <= 1,
+            "prompt_threshold": 0 <= self.prompt_threshold <= 1,
             "dedupe_iou": 0 <= self.dedupe_iou <= 1,
             "birth_hits": self.birth_hits >= 1,
             "max_missed": self.max_missed >= 1,

@@ -284,9 +284,9 @@ class Stream:
         """Alg. 1 l. 15-19: masks of tracked objects, new detections and their ids, M_t."""
         c, frame, K = self.config, self._frame, len(self._roster)
         fg, logits = out.objectness[0].float().sigmoid(), out.masks[0].float()
-        # A8: discovered objects are gated by their score; for prompted ones the mask alone decides
-        pinned = torch.tensor([r.pinned for r in self._roster.records], dtype=torch.bool, device=self._device)
-        shown = (pinned | (fg[:K] > c.score_threshold))[:, None, None]
+        # A8: discovered objects are gated by their score; for prompted ones the mask decides, unless a threshold is set
+        least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
+        shown = (fg[:K] > torch.tensor(least, device=self._device))[:, None, None]
         tracked = exclusive(torch.where(shown, logits[:K], -logits[:K].abs()))
         rows = [K + i for i in self._detections(logits[K:], fg[K:], tracked)] if c.discover else []
         # live objects keep their pixels, discoveries take what is left

@@ -172,6 +172,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="LIST", default=",".join(ROWS), help="rows, with commas (all)")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N clips")
     parser.add_argument("--cases", action="store_true", help="print a line per clip too")
+    parser.add_argument(
+        "--prompt-threshold", metavar="P", type=float, default=0.0, help="least probability at which it is shown (0)"
+    )
     add_model_arguments(parser)
 
 
@@ -197,7 +200,9 @@ def run(args: argparse.Namespace) -> int:
     store = SimClips(args.root)
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
-    config = ausm.StreamConfig(discover=False, short_side=args.short_side)
+    config = ausm.StreamConfig(
+        discover=False, short_side=args.short_side, prompt_threshold=args.prompt_threshold
+    )
     total = min(len(store), args.limit or len(store))
     clips = tqdm(read_clips(store, args.limit), total=total, unit="clip", file=sys.stderr)
     cases = recover(lambda: ausm.Stream(model, discover=False, seed=args.seed, config=config), clips, rows)

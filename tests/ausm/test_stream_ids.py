@@ -65,6 +65,17 @@ def test_occluded_track_is_lost_and_comes_back() -> None:
     assert len(slots) == 1 and not M.any()  # A6: its id stays in A with an empty mask
 
 
+def test_a_prompted_object_is_shown_however_improbable_unless_a_threshold_is_set() -> None:
+    world = [{"a": A}, {"a": (A, -3.0)}, {"a": (A, 3.0)}]
+    T = TrackState
+    for threshold, states in ((0.0, [T.TRACKED, T.TRACKED, T.TRACKED]), (0.5, [T.TRACKED, T.LOST, T.TRACKED])):
+        stream = stream_of(world, discover=False, prompt_threshold=threshold)
+        stream.prompt(rectangle(A)[None])
+        tracks = [by_id(stream.step(IMAGE))[1] for _ in world]
+        assert [t.state for t in tracks] == states
+        assert [t.mask.any() for t in tracks] == [state == T.TRACKED for state in states]
+
+
 def test_a_track_unseen_too_long_is_retired_and_reported_once() -> None:
     stream = stream_of([{"a": A}] + [{}] * 4 + [{"a": A}], max_missed=2)
     outputs = [stream.step(IMAGE) for _ in range(6)]
