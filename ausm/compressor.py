@@ -71,5 +71,6 @@ class HistoryCompressor(nn.Module):
         """
         x, y = E, None
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, CompressorLayer)
             x, y = layer.step(x, y, conv[i], ssm[i], size)
         return self.norm.pre(x, y)[1]

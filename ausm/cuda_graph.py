@@ -69,8 +69,9 @@ class HostFrames:
         self._frames[at].copy_(image)
         to.copy_(self._frames[at], non_blocking=True)
         if to.is_cuda:
-            self._sent[at] = torch.cuda.Event()
-            self._sent[at].record()
+            event = torch.cuda.Event()
+            event.record()
+            self._sent[at] = event
 
 
 class GraphedStep:

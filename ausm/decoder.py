@@ -44,7 +44,7 @@ class DecoderLayer(nn.Module):
         """x, y (B', N, D), grid (h, w) -> two addends (B', N, D)."""
         D = x.shape[-1]
         pos = sine_position(*size, D, x.device, x.dtype)
-        if self.self_attn is not None:
+        if self.self_attn is not None and self.norm_self is not None:
             x, y, q = self.norm_self.pre(x, y, pos)
             keys, pooled = pool_tokens(y, size, self.kv_stride)
             y = self.self_attn(q, keys + sine_position(*pooled, D, x.device, keys.dtype), keys)

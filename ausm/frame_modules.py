@@ -24,18 +24,20 @@ class FrameNorm(LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         done = maps_cpu.add_norm(x, None, self)
-        return super().forward(x) if done is None else done.normed
+        return super().forward(x) if done is None or done.normed is None else done.normed
 
     def pre(self, x: Tensor, y: Tensor | None, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ("half",) + ("sum",) * (y is not None) + ("placed",) * (place is not None)
         done = maps_cpu.add_norm(x, y, self, place, wanted)
-        if done is None:
+        if done is None or done.half is None:
             return super().pre(x, y, place)
         return x if done.sum is None else done.sum, done.half, done.half if done.placed is None else done.placed
 
     def post(self, x: Tensor, y: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         done = maps_cpu.add_norm(x, y, self, place, ("normed", "placed"))
-        return super().post(x, y, place) if done is None else (done.normed, done.placed)
+        if done is None or done.normed is None or done.placed is None:
+            return super().post(x, y, place)
+        return done.normed, done.placed
 
 
 class FrameAttention(Attention):
@@ -50,11 +52,13 @@ class FrameMaskFeatures(MaskFeatures):
     """Group norms with what is added to them, in one pass."""
 
     def forward(self, G: Tensor, c2: Tensor, extra: Tensor | None) -> Tensor:
-        both = maps_cpu.group_norm_up(self.lateral[0](c2), self.lateral[1], self.reduce(G))
+        first, second = self.lateral[1], self.output[1]
+        assert isinstance(first, nn.GroupNorm) and isinstance(second, nn.GroupNorm)
+        both = maps_cpu.group_norm_up(self.lateral[0](c2), first, self.reduce(G))
         if both is None:
             return super().forward(G, c2, extra)
         convolved = self.output[0](both)
-        smooth = maps_cpu.group_norm_up(convolved, self.output[1], relu=True)
+        smooth = maps_cpu.group_norm_up(convolved, second, relu=True)
         return self.add(self.mask_features(self.output[1:](convolved) if smooth is None else smooth), extra)
 
     @staticmethod

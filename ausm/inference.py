@@ -217,7 +217,7 @@ class PackedConv(nn.Module):
         self.dtype, self.attribute = dtype, attribute
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         weight = conv.weight.detach().to(dtype).to_mkldnn()
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.geometry, [1, conv.in_channels, *TYPICAL])
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.geometry, [1, conv.in_channels, *TYPICAL])  # type: ignore[call-arg]
         self.bias = conv.bias.detach().to(dtype) if conv.bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def group_norm_up(x: Tensor, norm: nn.GroupNorm, small: Tensor | None = None, re
 
 def add_up(x: Tensor, small: Tensor) -> Tensor | None:
     """x (1, C, H, W) + `small` (1, C, H/2, W/2) at twice its size (bilinear). bfloat16, channels last."""
-    return _mix(x, None, None, small, False) if library() is not None and _takes(x, small) else None
+    return _mix(x, None, None, small, False) if _takes(x, small) else None
 
 
 def normalise(image: Tensor, factor: Tensor, addend: Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -90,7 +90,10 @@ def normalise(image: Tensor, factor: Tensor, addend: Tensor, size: tuple[int, in
 def _mix(x: Tensor, scale: Tensor | None, shift: Tensor | None, small: Tensor | None, relu: bool) -> Tensor | None:
     _, C, H, W = x.shape
     y = torch.empty_like(x)
-    status = library().ausm_mix(
+    native = library()
+    if native is None:
+        return None
+    status = native.ausm_mix(
         threads(), *map(LONG, (H // 2, W // 2, C)), Held(x), Held(scale), Held(shift), Held(small), INT(relu), Held(y)
     )
     return y if status == 0 else None

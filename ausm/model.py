@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm.backbone import Backbone
-from ausm.compressor import HistoryCompressor
+from ausm.compressor import CompressorLayer, HistoryCompressor
 from ausm.config import AusmConfig
-from ausm.decoder import HistoryDecoder
+from ausm.decoder import DecoderLayer, HistoryDecoder
 from ausm.marker import mark
 from ausm.neck import build_neck
 from ausm.norm import LayerNorm
-from ausm.pixel_decoder import PixelDecoder, Predictions
+from ausm.pixel_decoder import PixelDecoder, PixelLayer, Predictions
 from ausm.state import StreamState, new_state
 
 
@@ -31,6 +31,9 @@ class Features(NamedTuple):
 
 class AUSM(nn.Module):
     """Autoregressive Universal Video Segmentation Model (arXiv 2508.19242)."""
+
+    mean: Tensor  # (1, 3, 1, 1) of pixels in 0..1
+    std: Tensor
 
     def __init__(self, config: AusmConfig, pretrained_backbone: bool = False) -> None:
         super().__init__()
@@ -53,18 +56,18 @@ class AUSM(nn.Module):
 
     def _init_retrieval(self) -> None:
         """Residual branches start small and cross-attention starts as a lookup, so ids survive from the first step."""
-        for layer in self.decoder.layers:
-            layer.cross_attn.init_lookup()
         with torch.no_grad():
-            for c in self.compressor.layers:
-                c.mamba.out_proj.weight.mul_(0.1)
-                c.attn.out_proj.weight.mul_(0.1)
-                c.ffn.linear2.weight.mul_(0.1)
-            for d in self.decoder.layers:
-                d.ffn.linear2.weight.mul_(0.1)
-            for p in self.pixel_decoder.layers:
-                for branch in (p.cross_attn.out_proj, p.self_attn.out_proj, p.ffn.linear2):
-                    branch.weight.mul_(0.1)
+            for m in self.modules():
+                small: list[nn.Linear] = []
+                if isinstance(m, DecoderLayer):
+                    m.cross_attn.init_lookup()
+                    small = [m.ffn.linear2]
+                elif isinstance(m, CompressorLayer):
+                    small = [m.mamba.out_proj, m.attn.out_proj, m.ffn.linear2]
+                elif isinstance(m, PixelLayer):
+                    small = [m.cross_attn.out_proj, m.self_attn.out_proj, m.ffn.linear2]
+                for layer in small:
+                    layer.weight.mul_(0.1)
 
     def encode(self, images: Tensor) -> Features:
         """uint8 RGB images (B', H, W, 3) -> features."""

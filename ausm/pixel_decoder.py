@@ -140,6 +140,7 @@ class PixelDecoder(nn.Module):
             everyone = torch.ones(b, V.shape[1], dtype=torch.bool, device=A.device)
             open_queries = torch.cat((active, everyone), 1)[:, None, None]
         pixels = self._pixels(G, c2, size)
+        H, W = pixels.shape[-2:]
         levels = []
         for i, pool in enumerate(self.pools):
             v, grid = pool_tokens(G, size, pool)
@@ -159,7 +160,7 @@ class PixelDecoder(nn.Module):
                 masks = _resize(outputs[-1].masks.detach().float(), grid).flatten(2)
             else:
                 masks = vectors @ looks[at]
-                masks = self._within_reach(masks.unflatten(2, grid), embeddings, seeds, pixels.shape[-2:]).flatten(2)
+                masks = self._within_reach(masks.unflatten(2, grid), embeddings, seeds, (H, W)).flatten(2)
             q, placed = layer(q, placed, q_pos, k, v, self._open_keys(masks), open_queries)
             embeddings, vectors = self._read(q)
             if every_layer or i == len(self.layers) - 1:
@@ -212,7 +213,7 @@ class PixelDecoder(nn.Module):
 
         Without gradient `masks` itself is changed.
         """
-        if seeds is None:
+        if seeds is None or self.extent is None:
             return masks
         N_det = seeds.centre.shape[1]
         rows, columns = self.extent(embeddings[:, -N_det:], seeds.centre, size)

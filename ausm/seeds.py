@@ -42,7 +42,7 @@ class Seeds(nn.Module):
         self.where = nn.Linear(D, D, bias=False)  # lets the very first mask keep to the seed's surroundings
         nn.init.zeros_(self.where.weight)
         nn.init.normal_(self.score.weight, std=0.01)
-        nn.init.constant_(self.score.bias, PRIOR)
+        nn.init.constant_(self.score.bias, PRIOR)  # type: ignore[arg-type]  # nn.Conv2d: "Tensor | None"
 
     def forward(self, G: Tensor, size: tuple[int, int]) -> SeedQueries:
         """G (B', N, D) on the grid `size`. Where that has fewer than N_det tokens when pooled, the last repeats."""

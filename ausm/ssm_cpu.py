@@ -30,14 +30,14 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     """See `ausm.ssm.selective_scan`. u, delta, z: (B, T, N, E); B, C: (B, T, N, S); A: (E, S); D: (E)."""
     _require_scan(u, delta, A, B, C, D, z)
     delta, B, C, z = (v.to(u.dtype) for v in (delta, B, C, z))
-    y: Tensor = _Scan.apply(u, delta, A.float(), B, C, D.float(), z)
+    y: Tensor = _Scan.apply(u, delta, A.float(), B, C, D.float(), z)  # type: ignore[no-untyped-call]
     return y
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """See `ausm.ssm.causal_conv_silu`. x: (B, T, N, E); weight: (E, 4); bias: (E)."""
     _require_taps(x, weight, bias)
-    y: Tensor = _Conv.apply(x, weight.float(), bias.float())
+    y: Tensor = _Conv.apply(x, weight.float(), bias.float())  # type: ignore[no-untyped-call]
     return y
 
 

@@ -22,7 +22,7 @@ PROGRAMS_PER_SM = 4  # of the backward kernel: what its registers let run at onc
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
     """See `ausm.ssm.selective_scan`. S must be a power of two."""
     delta, B, C, z = (v.to(u.dtype) for v in (delta, B, C, z))
-    y: Tensor = _Scan.apply(u, delta, A.float(), B, C, D.float(), z)
+    y: Tensor = _Scan.apply(u, delta, A.float(), B, C, D.float(), z)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -42,6 +42,16 @@ class Stream:
     `step` runs Alg. 1 l. 11-19 on one frame. Prompts overwrite M_t of the last frame (A2), so may come any time.
     """
 
+    _geometry: Geometry | None  # this and the state: None before the first frame
+    _state: StreamState | None
+    _saved: StreamState | None  # from before an early `absorb`, taken at frame `_saved_frame`
+    _out: Predictions | None
+    _M: Tensor  # (K, h, w) bool, one row per record
+    _masks: np.ndarray  # (K, H, W) bool, one row per record
+    _waiting: dict[int, np.ndarray]  # prompts made before the first frame, by track id: M_0 of Alg. 1
+    _removed: list[Track]  # since the last step
+    _current: StepOutput | None
+
     def __init__(
         self,
         model: AUSM,
@@ -112,19 +122,19 @@ class Stream:
         with self._autocast():
             if self._state is None:
                 self._start(image.shape[0], image.shape[1])
-            if not self._state.absorbed:
-                self._halves.absorb(self._state, self._slots(), self._M)
+            state, g = self._running()
+            if not state.absorbed:
+                self._halves.absorb(state, self._slots(), self._M)
             self._out = None  # frees its memory for the next one
-            inner = torch.from_numpy(resize_image(image, self._geometry))
-            self._out = self._halves.predict(self._state, inner, self._slots())
+            inner = torch.from_numpy(resize_image(image, g))
+            self._out = self._halves.predict(state, inner, self._slots())
             self._frame += 1
             self._removed = []
             self._update(self._out)
             if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
                 waiting, self._waiting = self._waiting, {}
                 self._overwrite([self._roster.by_id(i) for i in waiting], np.stack(list(waiting.values())))
-        self._publish()
-        return self._current
+        return self._publish()
 
     @torch.inference_mode()
     def absorb(self) -> None:
@@ -196,16 +206,12 @@ class Stream:
         """Back to before the first frame: no objects, zero state, ids from 1 again, any image size."""
         self._roster = Roster(self.model.config.N_id, self.capacity, self.config.cool_down, self.seed)
         self._frame = -1
-        self._geometry: Geometry | None = None
-        self._state: StreamState | None = None
-        self._saved: StreamState | None = None  # from before an early `absorb`, taken at frame `_saved_frame`
-        self._saved_frame = -1
-        self._out: Predictions | None = None
-        self._M = torch.zeros(0, 1, 1, dtype=torch.bool, device=self._device)  # (K, h, w), one row per record
-        self._masks = np.zeros((0, 1, 1), bool)  # (K, H, W), one row per record
-        self._waiting: dict[int, np.ndarray] = {}  # prompts made before the first frame, by track id: M_0 of Alg. 1
-        self._removed: list[Track] = []  # since the last step
-        self._current: StepOutput | None = None
+        self._geometry, self._state = None, None
+        self._saved, self._saved_frame = None, -1
+        self._out, self._current = None, None
+        self._M = torch.zeros(0, 1, 1, dtype=torch.bool, device=self._device)
+        self._masks = np.zeros((0, 1, 1), bool)
+        self._waiting, self._removed = {}, []
 
     def configure(self, **changes: Any) -> None:
         """Change settings while the stream runs. Raises ValueError for unknown, fixed or out-of-range fields."""
@@ -266,6 +272,11 @@ class Stream:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
 
+    def _running(self) -> tuple[StreamState, Geometry]:
+        """State and geometry of a stream that has had its first frame."""
+        assert self._state is not None and self._geometry is not None
+        return self._state, self._geometry
+
     def _slots(self) -> Tensor:
         return torch.tensor([r.slot for r in self._roster.records], dtype=torch.long, device=self._device)
 
@@ -292,7 +303,7 @@ class Stream:
         # live objects keep their pixels, discoveries take what is left
         found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
         everyone = torch.cat((tracked, exclusive(found)))
-        masks = full_size_masks(everyone.cpu().numpy(), self._geometry)
+        masks = full_size_masks(everyone.cpu().numpy(), self._running()[1])
         areas = [int(np.count_nonzero(m)) for m in masks]  # 7 times faster than a sum of bool
         scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
         classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
@@ -316,7 +327,7 @@ class Stream:
             record.see(frame, scores[i], classes[i] if classes is not None else None, c.birth_hits)
             row_of[record.track_id] = i
         kept = [row_of[r.track_id] for r in self._roster.records]
-        self._M = marks_from_logits(everyone[kept], self._state.size)
+        self._M = marks_from_logits(everyone[kept], self._running()[0].size)
         self._masks = masks[kept]
 
     def _detections(self, logits: Tensor, fg: Tensor, tracked: Tensor) -> list[int]:
@@ -366,7 +377,8 @@ class Stream:
     def _overwrite(self, records: list[Record], masks: np.ndarray) -> None:
         """M_t := m for these objects (A2); other objects lose the pixels."""
         rows = [self._roster.records.index(r) for r in records]
-        marks = resize_prompts(masks, self._geometry, self._state.size).to(self._device)
+        state, g = self._running()
+        marks = resize_prompts(masks, g, state.size).to(self._device)
         others = [i for i in range(len(self._roster)) if i not in rows]
         self._M = self._M.clone()
         self._M[others] &= ~marks.any(0)
@@ -378,22 +390,23 @@ class Stream:
 
     def _undo_absorb(self) -> None:
         """M_t is about to change: take back an early `absorb` of it."""
-        if self._can_undo():
+        if self._state is not None and self._saved is not None and self._can_undo():
             self._state.copy_from(self._saved)
 
     def _can_undo(self) -> bool:
         fresh = self._saved is not None and self._saved_frame == self._frame
         return fresh and self._state is not None and self._state.absorbed
 
-    def _publish(self) -> None:
+    def _publish(self) -> StepOutput:
         """Rebuild `current` from records and masks, highest score first."""
-        g, names = self._geometry, self._class_names()
+        g, names = self._running()[1], self._class_names()
         tracks = [
             r.track(self._frame, m, r.state(self._frame) if m.any() else TrackState.LOST, names)
             for r, m in zip(self._roster.records, self._masks, strict=True)
         ]
         tracks.sort(key=lambda t: (-t.score, t.track_id))
         self._current = StepOutput(self._frame, g.height, g.width, (*tracks, *self._removed))
+        return self._current
 
     def _class_names(self) -> tuple[str, ...]:
         return CLASS_NAMES.get(self.config.head or "", ())
