@@ -2,8 +2,8 @@
 
 A graph wants the same shapes and addresses every time. The number of ids is rounded up to a power of two, at most N_id:
 padded ids have empty masks, so that the marker ignores them, and no query may look at theirs. Not the default, because
-it has never run on a GPU (docs/benchmarks.md): `AUSM_CUDA_GRAPH=1` asks for it. On a CPU nothing is recorded and the
-padded step simply runs, which is how tests compare it with the plain one.
+it has never run on a GPU (docs/benchmarks.md): `Stream(..., cuda_graph=True)` asks for it. On a CPU nothing is recorded
+and the padded step simply runs, which is how tests compare it with the plain one.
 """
 
 import logging
@@ -25,16 +25,16 @@ HOST_FRAMES = 2  # one is being filled while the other is on its way to the GPU
 TOLERANCE = 0.05  # of a replay, relative to the plain step in the same 16 bits
 
 
-def stepper(model: AUSM, packed: bool) -> "AUSM | PaddedStep | GraphedStep":
+def stepper(model: AUSM, packed: bool, graph: bool) -> "AUSM | PaddedStep | GraphedStep":
     """What a stream should call `absorb` and `predict` of: the model, or a step of few shapes where shapes cost.
 
-    packed: the model is one of `ausm.inference`, whose kernels are compiled for their shapes.
+    packed: the model is one of `ausm.inference`, whose kernels are compiled for their shapes. graph: wants CUDA graphs,
+    as `AUSM_CUDA_GRAPH=1` does; nothing to a model on a CPU.
     """
     if packed:
         return PaddedStep(model)
-    if model.X_0.device.type != "cuda" or model.training or os.environ.get("AUSM_CUDA_GRAPH") != "1":
-        return model
-    return GraphedStep(model)
+    wanted = graph or os.environ.get("AUSM_CUDA_GRAPH") == "1"
+    return GraphedStep(model) if wanted and model.X_0.device.type == "cuda" and not model.training else model
 
 
 def padded_size(K: int, N_id: int) -> int:

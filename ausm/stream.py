@@ -53,18 +53,14 @@ class Stream:
     _current: StepOutput | None
 
     def __init__(
-        self,
-        model: AUSM,
-        discover: bool = True,
-        seed: int = 0,
-        config: StreamConfig | None = None,
-        precision: str = "fp32",
-    ) -> None:
+        self, model: AUSM, discover: bool = True, seed: int = 0, config: StreamConfig | None = None,
+        precision: str = "fp32", cuda_graph: bool = False,
+    ) -> None:  # fmt: skip
         if precision not in PRECISIONS:
             raise AusmError(f"precision {precision!r}: choose one of {sorted(PRECISIONS)}")
         config = config or StreamConfig()
         self.model, self.precision = frame_model(model, precision)
-        self._halves = stepper(self.model, packed=self.model is not model)
+        self._halves = stepper(self.model, self.model is not model, cuda_graph)
         self._check_head(config.head)
         self.config = replace(config, discover=discover and config.discover)
         self.seed = seed

@@ -50,7 +50,12 @@ SPECS = (
         "Arithmetic of the model; auto is the best the device has.",
         choices=("auto", "fp32", "bf16", "fp16"),
     ),
-    Spec("compile", "none", "How the step is compiled at warm-up.", choices=("none",)),
+    Spec(
+        "compile",
+        "none",
+        "How the step is compiled at warm-up: cuda_graph records it on a GPU; a CPU runs packed kernels either way.",
+        choices=("none", "cuda_graph"),
+    ),
     Spec("threads", 0, "CPU threads of the model; 0 leaves PyTorch's own choice.", low=0, high=256),
     Spec(
         "input_short_side",

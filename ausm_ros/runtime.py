@@ -100,7 +100,10 @@ class Runtime:
             seed=settings.seed,
             config=stream_config(settings),
             precision=settings.precision,
+            cuda_graph=settings.compile == "cuda_graph",
         )
+        if settings.compile == "cuda_graph" and self.device.type != "cuda":
+            node.get_logger().warning(f"compile cuda_graph is for a GPU: on {self.device} the step runs as with none")
         self._epochs = epochs
         unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
         sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}

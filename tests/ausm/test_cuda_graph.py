@@ -79,4 +79,4 @@ def test_host_frames_take_turns_and_arrive() -> None:
 
 def test_a_cpu_stream_runs_the_model_itself(model: AUSM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUSM_CUDA_GRAPH", "1")
-    assert stepper(model, packed=False) is model
+    assert stepper(model, packed=False, graph=True) is model

@@ -70,7 +70,7 @@ def test_agrees_with_the_plain_step_while_objects_come_and_go(model: AUSM) -> No
 @needs_onednn
 def test_a_packed_stream_is_padded_and_another_is_not(model: AUSM) -> None:
     assert ausm.Stream(model)._halves is model
-    assert stepper(model, packed=False) is model
+    assert stepper(model, packed=False, graph=True) is model
     constant = inference.mark_constant(build(small_nano()))
     assert isinstance(ausm.Stream(constant)._halves, PaddedStep)
 

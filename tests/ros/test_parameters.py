@@ -45,6 +45,7 @@ def test_every_parameter_is_described() -> None:
         ("cameras", []), ("cameras", ["a", "a"]), ("cameras", ["a/b"]), ("cameras", ["1st"]), ("cameras", ["prompt"]),
         ("cameras", "front"), ("cameras", ["debug"]), ("transport", "theora"), ("reliability", "maybe"),
         ("score_threshold", float("nan")), ("prompt.history", -1.0), ("compile", "magic"),
+        ("compile", "torch_compile"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
+from browser import PROGRAM, chromium
 from harness import SECOND, SIZE, Robot, image_message, perception, robot, wait_until
 from rclpy.executors import SingleThreadedExecutor
 
@@ -21,15 +22,15 @@ class Browser:
     """What a browser sends, without one."""
 
     def __init__(self, port: int) -> None:
-        self._root = f"http://127.0.0.1:{port}"
+        self.root = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> tuple[int, bytes, Any]:
-        with urllib.request.urlopen(self._root + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.root + path, timeout=60) as answer:
             return answer.status, answer.read(), answer.headers
 
     def post(self, path: str, data: Any, header: str = "1") -> tuple[int, dict[str, Any]]:
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
-        request = urllib.request.Request(self._root + path, body, {"X-Ausm": header}, method="POST")
+        request = urllib.request.Request(self.root + path, body, {"X-Ausm": header}, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())
@@ -80,6 +81,54 @@ def test_clicks_become_objects(open_page: tuple[Browser, Robot]) -> None:
     assert not wrong["ok"] and wrong["message"].startswith("INVALID_MASK")
     assert browser.post("/remove", {"track_ids": [answer["track_id"]]})[1]["ok"]
     assert browser.post("/reset", {})[1]["message"].startswith("epoch")
+    friend.show()
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+def test_drag_correct_remove_and_reset_in_a_browser(open_page: tuple[Browser, Robot]) -> None:
+    """Real mouse events on the page itself."""
+    browser, friend = open_page
+    assert friend.reset().success
+    friend.show()
+    with chromium() as page:
+        page.call("Page.navigate", url=browser.root)
+        page.wait_for('document.readyState === "complete" && shown !== "0"')
+        left, top, width, height = page.evaluate(
+            '(() => { const r = $("canvas").getBoundingClientRect(); return [r.x, r.y, r.width, r.height] })()'
+        )
+
+        def at(x: int, y: int) -> tuple[float, float]:
+            """The middle of a pixel of the image, in the window."""
+            return left + (x + 0.5) * width / SIZE[1], top + (y + 0.5) * height / SIZE[0]
+
+        page.drag(at(70, 50), at(30, 20))  # from below
+        assert page.evaluate("box") == [30, 20, 40, 30] and page.evaluate("points.length") == 0
+        page.evaluate('$("name").value = "cup"')
+        page.press('$("send")')
+        page.wait_for('$("message").textContent.startsWith("OK")')
+        page.wait_for('$("objects").innerText.includes("cup")')
+        [cup] = friend.objects().objects
+        assert cup.name == "cup" and page.evaluate("box === null && $('name').value === ''")
+
+        page.click(*at(40, 30))
+        page.click(*at(5, 60), button="right")
+        assert page.evaluate("points") == [[40, 30, 1], [5, 60, 0]]
+        page.press('$("clear")')
+        assert page.evaluate("points.length") == 0
+        page.press('$("send")')
+        assert page.evaluate('$("message").className') == "bad"  # nothing to show
+        page.press('document.querySelectorAll("li button")[0]')
+        page.wait_for('document.querySelectorAll("li button")[0].textContent === "correcting"')
+        page.click(*at(50, 35))
+        page.press('$("send")')
+        page.wait_for('$("message").textContent.startsWith("OK") && points.length === 0')
+        assert [o.track_id for o in friend.objects().objects] == [cup.track_id]
+
+        page.press('document.querySelectorAll("li button")[1]')
+        page.wait_for('$("message").textContent === "removed" && !document.querySelector("li")')
+        assert not friend.objects().objects
+        page.press('$("reset")')
+        page.wait_for('$("message").textContent.startsWith("epoch")')
     friend.show()
 
 
