@@ -20,9 +20,9 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException, TimeoutException
 from rclpy.service import Service
 
-SHARE = 0.15  # of the time that requests may take from the model in the long run
+SHARE = 0.08  # of the time that requests may take from the model in the long run
 CREDIT = 1.0  # seconds of waiting that are forgiven: requests now and then are served at once, whatever they cost
-RETRY = 0.02  # seconds after which an executor looks again whether requests have their turn
+RETRY = 0.05  # seconds after which an executor looks again whether requests have their turn
 
 _spinning = threading.local()
 
