@@ -79,6 +79,14 @@ SPECS = (
     ),
     Spec("discovery", True, "Find objects that were not prompted.", dynamic=True),
     Spec("score_threshold", 0.5, "Least score of a discovered object.", dynamic=True, low=0.0, high=1.0),
+    Spec(
+        "prompt.threshold",
+        0.0,
+        "Least score at which a prompted object is shown; 0 = always, its mask alone decides.",
+        dynamic=True,
+        low=0.0,
+        high=1.0,
+    ),
     Spec("capacity", 100, "Most objects of one camera at a time.", low=1, high=4096),
     Spec("birth_hits", 1, "Frames an object must be seen in before it is TRACKED.", dynamic=True, low=1, high=1000),
     Spec(
@@ -220,6 +228,7 @@ class Settings:
     seed: int
     discovery: bool
     score_threshold: float
+    prompt_threshold: float
     capacity: int
     birth_hits: int
     max_missed: int

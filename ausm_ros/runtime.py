@@ -61,6 +61,7 @@ def stream_config(settings: Settings) -> "ausm.StreamConfig":
     return ausm.StreamConfig(
         discover=settings.discovery,
         score_threshold=settings.score_threshold,
+        prompt_threshold=settings.prompt_threshold,
         capacity=settings.capacity,
         birth_hits=settings.birth_hits,
         max_missed=settings.max_missed,
@@ -193,7 +194,7 @@ class Runtime:
     def change(self, settings: Settings) -> None:
         """Takes over dynamic parameters: at once where they concern messages, before the next image in the model."""
         old, self.settings = self.settings, settings
-        names = ("score_threshold", "birth_hits", "max_missed", "dedupe_iou")
+        names = ("score_threshold", "prompt_threshold", "birth_hits", "max_missed", "dedupe_iou")
         values: dict[str, Any] = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(old, n)}
         if settings.discovery != old.discovery:
             values["discover"] = settings.discovery

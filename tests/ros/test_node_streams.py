@@ -174,7 +174,8 @@ def test_refused_parameters_say_why(streams: Robot, name: str, value: object, wo
 
 
 def test_dynamic_parameters_and_their_descriptors(streams: Robot) -> None:
-    for name, value in (("score_threshold", 0.25), ("max_missed", 7), ("dedupe_iou", 1.0), ("birth_hits", 2)):
+    changes = {"score_threshold": 0.25, "prompt.threshold": 0.3, "max_missed": 7, "dedupe_iou": 1.0, "birth_hits": 2}
+    for name, value in changes.items():
         assert streams.set_parameter(name, value) == (True, ""), name
     assert streams.show("front").height == SIZE[0]
     assert streams.set_parameter("max_rate", 5) == (True, "")  # a whole number does
