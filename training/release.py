@@ -1,22 +1,43 @@
 """Turn a run's averaged weights into a released checkpoint: manifest with data, licence and scores added.
 
 python -m training.release --weights out/s3/ema.safetensors --card card.json --out ausm/checkpoints/nano.safetensors
+
+Several --weights, of runs that went on from each other, are averaged: what the end of one run happens to be good or bad
+at evens out (docs/checkpoints/nano.md).
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ausm import weights
 from ausm.errors import CheckpointError
+from ausm.model import AUSM
 
 REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what training itself recorded
 
 
-def release(source: Path, card: dict[str, Any], out: Path, shift: float = 0.0) -> dict[str, Any]:
-    """Write `source` to `out` with the card merged into its manifest; returns the manifest.
+def average(sources: Sequence[Path]) -> tuple[AUSM, dict[str, Any]]:
+    """The mean of the weights, and the manifest of the last of them. Raises CheckpointError for different models."""
+    models = [weights.load(source, "cpu", fuse=False) for source in sources]
+    sizes = {model.config for model in models}
+    if len(sizes) > 1:
+        raise CheckpointError(f"{len(sources)} checkpoints of {len(sizes)} sizes of model cannot be averaged")
+    states = [model.state_dict() for model in models]
+    with torch.no_grad():
+        for name, value in models[-1].state_dict().items():
+            if value.is_floating_point():
+                value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    return models[-1], weights.read_metadata(sources[-1])[1]
+
+
+def release(sources: Sequence[Path], card: dict[str, Any], out: Path, shift: float = 0.0) -> dict[str, Any]:
+    """Write the mean of `sources` to `out` with the card merged into the last one's manifest; returns the manifest.
 
     `shift` is added to the objectness logits of all queries: at which of them a discovery should be shown, the stream's
     threshold of 1/2, is measured after training (docs/training.md).
@@ -25,8 +46,10 @@ def release(source: Path, card: dict[str, Any], out: Path, shift: float = 0.0) -
     missing = [name for name in REQUIRED if not card.get(name)]
     if missing:
         raise CheckpointError(f"the card lacks {missing}; it needs {list(REQUIRED)}")
-    model = weights.load(source, "cpu")
-    manifest = {**weights.read_metadata(source)[1], **card}
+    model, manifest = average(sources)
+    manifest = {**manifest, **card}
+    if len(sources) > 1:
+        manifest["averaged"] = [weights.sha256(source) for source in sources]
     if shift:
         model.pixel_decoder.objectness.bias.data += shift
         manifest["objectness_shift"] = shift
@@ -37,7 +60,7 @@ def release(source: Path, card: dict[str, Any], out: Path, shift: float = 0.0) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="averaged weights of the last stage")
+    parser.add_argument("--weights", type=Path, nargs="+", required=True, help="averaged weights of the last stage")
     parser.add_argument("--card", type=Path, required=True, help=f"JSON with {', '.join(REQUIRED)}")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shift-objectness", type=float, default=0.0, help="logits added to what says: an object")

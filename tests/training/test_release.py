@@ -1,5 +1,6 @@
 """A released checkpoint is the trained weights, its card, and the calibration that the card names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ CARD = {"summary": "a test", "data": ["none"], "licence": "none", "scores": {"J"
 def test_the_card_goes_into_the_file_and_the_shift_into_one_bias(tmp_path: Path) -> None:
     model = AUSM(small_nano())
     weights.save(tmp_path / "ema.safetensors", model, {"recipe": [1]})
-    release(tmp_path / "ema.safetensors", CARD, tmp_path / "out.safetensors", shift=0.5)
+    release([tmp_path / "ema.safetensors"], CARD, tmp_path / "out.safetensors", shift=0.5)
     manifest = weights.read_metadata(tmp_path / "out.safetensors")[1]
     assert manifest == {"recipe": [1], **CARD, "objectness_shift": 0.5}
     before, after = (weights.load(tmp_path / f"{name}.safetensors", "cpu").state_dict() for name in ("ema", "out"))
@@ -28,4 +29,21 @@ def test_the_card_goes_into_the_file_and_the_shift_into_one_bias(tmp_path: Path)
 
 def test_a_card_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="scores"):
-        release(tmp_path / "ema.safetensors", {**CARD, "scores": {}}, tmp_path / "out.safetensors")
+        release([tmp_path / "ema.safetensors"], {**CARD, "scores": {}}, tmp_path / "out.safetensors")
+
+
+def test_several_weights_are_averaged(tmp_path: Path) -> None:
+    for name in "ab":
+        weights.save(tmp_path / f"{name}.safetensors", AUSM(small_nano()), {"recipe": [name]})
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    out = tmp_path / "out.safetensors"
+    release(paths, CARD, out)
+    size, manifest = weights.read_metadata(out)
+    assert manifest["recipe"] == ["b"] and manifest["averaged"] == [weights.sha256(path) for path in paths]
+    first, second, found = (weights.load(path, "cpu", fuse=False).state_dict() for path in (*paths, out))
+    for name, value in found.items():
+        expected = (first[name] + second[name]) / 2 if value.is_floating_point() else second[name]
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-3)  # matrices are stored as float16
+    weights.save(tmp_path / "c.safetensors", AUSM(replace(size, N_det=size.N_det + 1)), {})
+    with pytest.raises(CheckpointError, match="2 sizes"):
+        release([*paths, tmp_path / "c.safetensors"], CARD, tmp_path / "out.safetensors")
