@@ -92,11 +92,21 @@ def test_help_and_unknown_commands(capsys, monkeypatch: pytest.MonkeyPatch) -> N
     assert "no command 'fly', there are: track, info" in capsys.readouterr().err
     assert cli.main(["eval", "imagenet"]) == 2
     assert "no command 'eval imagenet', there are: eval davis" in capsys.readouterr().err
+    assert cli.main(["eval", "--root", "x"]) == 2
+    assert "no command 'eval', there are: eval davis" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["track", "--help"])
     assert exit_info.value.code == 0
     help_text = capsys.readouterr().out
     assert "--prompt-frame" in help_text and "palette PNG" in help_text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], []])
+def test_a_word_that_several_commands_begin_with_lists_them(capsys, words: list[str]) -> None:
+    assert cli.main(["eval", *words]) == (0 if words else 2)
+    text = capsys.readouterr().out
+    assert "  eval davis " in text and cli.COMMANDS["eval davis"].help in text
+    assert "usage: ausm eval NAME" in text and "bench" not in text and "track" not in text.splitlines()[0]
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
