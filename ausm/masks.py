@@ -103,9 +103,10 @@ def decode_rle(box: Sequence[int], runs: Sequence[int] | np.ndarray, height: int
     x, y, box_width, box_height = (int(v) for v in box)
     height, width = int(height), int(width)
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise AusmError(f"an image of {width}x{height} pixels (width x height): must be 1 to {MAX_PIXELS} pixels")
+        raise AusmError(f"an image of {height}x{width} pixels (height x width): must be 1 to {MAX_PIXELS} pixels")
     if min(x, y, box_width, box_height) < 0 or x + box_width > width or y + box_height > height:
-        raise AusmError(f"box x={x} y={y} {box_width}x{box_height} is outside the image of {width}x{height} pixels")
+        box_words = f"box x={x} y={y} width={box_width} height={box_height}"
+        raise AusmError(f"{box_words} is outside the image of {height}x{width} pixels (height x width)")
     if len(runs) == 0:
         return np.zeros((height, width), np.bool_)
     values = _check_runs(runs, box_width * box_height)
@@ -138,7 +139,8 @@ def label_map(
             raise AusmError(f"label {values[i]} is outside 1..{MAX_LABEL}")
         mask = _as_mask(masks[i])
         if mask.shape != labels.shape:
-            raise SizeError(f"mask {i} is {mask.shape[1]}x{mask.shape[0]}, the label map {size[1]}x{size[0]}")
+            sizes = f"{mask.shape[0]}x{mask.shape[1]}, the label map {labels.shape[0]}x{labels.shape[1]}"
+            raise SizeError(f"mask {i} is {sizes}")
         labels[mask] = values[i]
     return labels
 

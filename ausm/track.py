@@ -86,7 +86,7 @@ def read_prompt(path: Path, frame: int, source: FrameSource) -> Prompt:
     masks, ids = read_prompt_png(path)
     height, width = masks.shape[1:]
     if (height, width) != (source.height, source.width):
-        raise SizeError(f"prompt {path} is {width}x{height}, the input {source.width}x{source.height}")
+        raise SizeError(f"prompt {path} is {height}x{width}, the input {source.height}x{source.width} (height x width)")
     if frame < 0 or (source.kind != "video" and source.count is not None and frame >= source.count):
         raise AusmError(f"prompt frame {frame}, the input has frames 0..{(source.count or 1) - 1}")
     return Prompt(masks, ids, frame)

@@ -103,7 +103,8 @@ def check(plan: Plan) -> Clip:
             raise AusmError(f"prompt frame {plan.prompt_frame}, but frames {plan.start}..{last} are played")
         height, width = read_prompt_png(plan.prompt)[0].shape[1:]
         if (height, width) != (source.height, source.width):
-            raise SizeError(f"prompt {plan.prompt} is {width}x{height}, the input {source.width}x{source.height}")
+            sizes = f"{height}x{width}, the input {source.height}x{source.width} (height x width)"
+            raise SizeError(f"prompt {plan.prompt} is {sizes}")
     return Clip(source, rate, frames)
 
 

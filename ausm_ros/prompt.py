@@ -148,7 +148,7 @@ class Operator:
         if answer.success:
             print(f"{answer.in_use} of {answer.capacity} places in use")
         for i in answer.objects:
-            box = f"{i.box.width}x{i.box.height} at ({i.box.x_offset}, {i.box.y_offset})" if i.area else "not in sight"
+            box = f"{i.box.height}x{i.box.width} at x={i.box.x_offset} y={i.box.y_offset}" if i.area else "not in sight"
             state, source = TrackState(i.state).name.lower(), Source(i.source).name.lower()
             name = i.name or i.class_name
             print(f"{i.track_id:5d}  {state:9s} {source:10s} score {i.score:.2f}  {box}  {name}".rstrip())

@@ -52,7 +52,7 @@ def test_no_runs_is_an_empty_mask_whatever_the_box() -> None:
 @pytest.mark.parametrize(
     ("box", "runs", "size", "words"),
     [
-        ((0, 0, 6, 4), [24], (4, 5), "outside the image of 5x4"),
+        ((0, 0, 6, 4), [24], (4, 5), "outside the image of 4x5"),
         ((-1, 0, 2, 2), [4], (4, 5), "outside"),
         ((2**40, 0, 2**40, 1), [1], (4, 5), "outside"),
         ((0, 0, 2, 2), [1, 2], (4, 5), "sum to 3, the box has 4"),
@@ -67,7 +67,7 @@ def test_no_runs_is_an_empty_mask_whatever_the_box() -> None:
         ((0, 0, 2, 2), [1] * 100_000, (4, 5), "100000 runs"),
         ((0, 0, 0, 0), [0], (4, 5), None),
         ((0, 0, 0, 0), [1], (4, 5), "1 pixels in a box of 0"),
-        ((0, 0, 2, 2), [4], (0, 5), "5x0"),
+        ((0, 0, 2, 2), [4], (0, 5), "0x5"),
         ((0, 0, 2, 2), [4], (2**31, 2**31), "must be 1 to"),
     ],
 )

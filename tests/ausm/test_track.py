@@ -141,7 +141,7 @@ def test_a_second_run_replaces_the_first_and_nothing_else(folder: Path, tmp_path
 def test_faults(folder: Path, tmp_path: Path) -> None:
     source = open_frames(folder)
     write_palette_png(tmp_path / "small.png", np.ones((8, 9), np.uint8))
-    with pytest.raises(SizeError, match="is 9x8, the input 48x32"):
+    with pytest.raises(SizeError, match="is 8x9, the input 32x48"):
         read_prompt(tmp_path / "small.png", 0, source)
     write_palette_png(tmp_path / "prompt.png", np.ones((32, 48), np.uint8))
     for frame in (4, -1):
