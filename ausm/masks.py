@@ -16,6 +16,7 @@ from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
 MAX_PIXELS = 1 << 28  # 268 megapixels: what a decoder may allocate on the word of a message
 MAX_LABEL = 65535  # a label map is 16 bits wide
 MAX_PALETTE = 255  # a palette PNG is 8 bits wide
+MAX_OBJECTS = 100  # of one prompt PNG; more values are the soft edge of a mask, not objects
 
 
 class Box(NamedTuple):
@@ -166,6 +167,8 @@ def read_palette_png(path: str | Path) -> np.ndarray:
             if image.mode not in ("P", "L", "1"):
                 raise ImageError(f"{path}: a mask is a palette or 8-bit grey PNG, this one has mode {image.mode}")
             return np.array(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, AusmError):
             raise
@@ -175,11 +178,15 @@ def read_palette_png(path: str | Path) -> np.ndarray:
 def read_prompt_png(path: str | Path) -> tuple[np.ndarray, list[int]]:
     """Objects drawn in a PNG: masks (n, H, W) bool and their values, ascending.
 
-    A binary image (only 0 and 255) holds one object of value 1. Raises EmptyMaskError when all pixels are 0.
+    A binary image (only 0 and 255) holds one object of value 1. Raises EmptyMaskError when all pixels are 0, AusmError
+    for more than MAX_OBJECTS values.
     """
     labels = read_palette_png(path)
     values = [int(v) for v in np.unique(labels) if v]
     if not values:
         raise EmptyMaskError(f"{path}: no object, all {labels.size} pixels are 0")
+    if len(values) > MAX_OBJECTS:
+        many = f"{len(values)} different values: each is an object"
+        raise AusmError(f"{path}: {many}. Is this a soft mask? Make it 0 and 255")
     masks = np.stack([labels == v for v in values])
     return masks, [1] if values == [MAX_PALETTE] else values

@@ -64,6 +64,8 @@ def test_discovery_is_on_without_a_prompt_and_both_are_possible(folder: Path, tm
         (["--no-discover"], "nothing to follow"),
         (["--prompt", "missing.png"], "missing.png"),
         (["--topic", "/camera"], "not a rosbag2"),
+        (["--out", __file__], "is a file, a folder is needed"),
+        (["--out", f"{__file__}/sub/folder"], "is a file, a folder is needed"),
     ],
 )
 def test_refused_requests_exit_2_with_one_line(

@@ -145,6 +145,14 @@ def test_prompt_png_values(tmp_path: Path) -> None:
     assert masks.read_prompt_png(tmp_path / "bit.png")[1] == [1]
 
 
+def test_a_soft_mask_is_not_254_objects(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(255, dtype=np.uint8)[None]).save(tmp_path / "soft.png")
+    with pytest.raises(AusmError, match=r"254 different values: each is an object\. Is this a soft mask\?"):
+        masks.read_prompt_png(tmp_path / "soft.png")
+    Image.fromarray(np.arange(101, dtype=np.uint8)[None]).save(tmp_path / "many.png")
+    assert masks.read_prompt_png(tmp_path / "many.png")[1] == list(range(1, 101))
+
+
 def test_bad_mask_files(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     (tmp_path / "text.png").write_text("no image")
@@ -154,7 +162,7 @@ def test_bad_mask_files(tmp_path: Path) -> None:
     for name, words in (
         ("rgb.png", "mode RGB"),
         ("text.png", "text.png"),
-        ("none.png", "none.png"),
+        ("none.png", r"none\.png: no such file"),
         ("cut.png", "cut"),
     ):
         with pytest.raises(ImageError, match=words):
