@@ -161,6 +161,7 @@ def _open_table(path: Path, head: dict[str, Any]) -> Iterator[_TrackTable]:
 def check_out(out: Path, source: FrameSource) -> None:
     """Raises AusmError when the results cannot be written to `out`, or would replace what is not ours."""
     masks = out / "masks"
+    check_out_folder(out)
     check_out_folder(masks)
     if source.path.resolve() == masks.resolve():
         raise AusmError(f"the masks would overwrite the input {source.path}")
@@ -224,7 +225,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find objects that nobody prompted (default: only without --prompt)",
     )
     parser.add_argument("--topic", help="image topic of a bag that holds several")
-    parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
+    words = "least objectness of a discovery (0.5); its score is this times the certainty of the mask and may be lower"
+    parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help=words)
     add_model_arguments(parser)
 
 
