@@ -39,6 +39,7 @@ from ausm_ros.parameters import (
     Spec,
     camera_specs,
     check_change,
+    check_value,
     make_camera_settings,
     make_settings,
 )
@@ -107,6 +108,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 try:
                     self.declare_parameter(spec.name, spec.default, descriptor(spec))
                 except InvalidParameterValueException as error:
+                    check_value(spec, self._parameter_overrides[spec.name].value)  # says it in fewer words
                     raise BadParameter(f"{spec.name}: {error}") from error
             self._specs[spec.name] = spec
 

@@ -77,6 +77,12 @@ def test_refused_requests_exit_2_with_one_line(
     assert not printed.out and not fake_model
 
 
+def test_a_value_out_of_its_range_is_told_with_the_range(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ausm, "load", lambda name, device: pytest.fail("loaded before the options were checked"))
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), "--score-threshold", "1.5"]) == 2
+    assert "score_threshold=1.5, must be 0 to 1" in capsys.readouterr().err
+
+
 def test_undecodable_input(tmp_path: Path, fake_model, capsys) -> None:
     (tmp_path / "v.mp4").write_bytes(b"\x00" * 100)
     assert cli.main(["track", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "o")]) == 2
