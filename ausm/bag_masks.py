@@ -122,7 +122,7 @@ class TruthReader:
         self.stamps.discard(stamp)  # not to look for it again at a second image of this stamp
         message: Any = self.store.deserialize_cdr(stored.data, stored.kind)
         if (message.height, message.width) != (height, width):
-            sizes = f"{message.width}x{message.height}, the images are {width}x{height}"
+            sizes = f"{message.height}x{message.width}, the images are {height}x{width}"
             raise SizeError(f"{self.path}: truth {self.topic} at {stamp / 1e9:.3f} s is {sizes}")
         try:
             return {i: mask for i, (mask, _) in objects_of(message).items()}

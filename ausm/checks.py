@@ -1,8 +1,11 @@
 """What a stream refuses before it changes anything."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 
-from ausm.errors import EmptyMaskError, ImageError, SizeError
+from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
 
 MIN_SIDE = 8  # pixels: one token
 
@@ -26,6 +29,18 @@ def check_masks(masks: np.ndarray) -> np.ndarray:
     if empty:
         raise EmptyMaskError(f"masks {empty} of {len(masks)} have no object pixel")
     return masks
+
+
+def check_out_folder(out: Path) -> None:
+    """Raises AusmError unless `out` is a folder to write in or can be made one. Makes nothing itself."""
+    try:
+        nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    except OSError as error:
+        raise AusmError(f"--out {out}: {error.strerror}") from error
+    if not nearest.is_dir():
+        raise AusmError(f"--out {out}: {nearest} is a file, a folder is needed")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise AusmError(f"--out {out}: no permission to write in {nearest}")
 
 
 def check_size(what: str, size: tuple[int, int], whose: str, expected: tuple[int, int]) -> None:

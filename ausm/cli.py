@@ -50,11 +50,19 @@ def _is_installed(command: Command) -> bool:
         return False
 
 
-def _usage() -> str:
+def _usage(group: str = "") -> str:
+    """The commands with a line of help each; group: only those that begin with this word."""
     commands = {name: command for name, command in COMMANDS.items() if _is_installed(command)}
-    width = max(map(len, commands))
+    commands = {name: command for name, command in commands.items() if not group or name.split()[0] == group}
+    width = max(map(len, commands), default=0)
     lines = [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
-    return "\n".join(["usage: ausm COMMAND [options]     (ausm COMMAND --help for its options)", "", *lines])
+    word = f"{group} NAME" if group else "COMMAND"
+    return "\n".join([f"usage: ausm {word} [options]     (ausm {word} --help for its options)", "", *lines])
+
+
+def _is_group(word: str) -> bool:
+    """Whether commands begin with this word that is none itself, as `eval`."""
+    return word not in COMMANDS and any(name.split()[0] == word for name in COMMANDS)
 
 
 def _find(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -63,8 +71,10 @@ def _find(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
         name = " ".join(argv[:words])
         if len(argv) >= words and name in COMMANDS:
             return name, argv[words:]
-    choices = [name for name in COMMANDS if name.split()[0] == argv[0]] or list(COMMANDS)
-    raise AusmError(f"no command '{' '.join(argv[:2])}', there are: {', '.join(choices)}")
+    group = _is_group(argv[0])
+    given = " ".join(argv[:2]) if group and not argv[1].startswith("-") else argv[0]
+    choices = [name for name in COMMANDS if not group or name.split()[0] == argv[0]]
+    raise AusmError(f"no command '{given}', there are: {', '.join(choices)}")
 
 
 def _load(name: str, command: Command) -> argparse.ArgumentParser:
@@ -84,8 +94,9 @@ def _load(name: str, command: Command) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 2: refused, with one line on stderr; 130: interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    group = argv.pop(0) if argv and _is_group(argv[0]) and argv[1:2] in ([], ["-h"], ["--help"], ["help"]) else ""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        print(_usage(group))
         return 0 if argv else 2
     try:
         name, rest = _find(argv)

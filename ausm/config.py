@@ -1,5 +1,6 @@
 """One frozen tree of sizes per model, in the paper's symbols. Presets: `nano()`, `swin_t()`, `swin_b()`."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -168,6 +169,14 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+RANGES: dict[str, tuple[int, float]] = {  # of the numbers in a StreamConfig
+    **dict.fromkeys(("score_threshold", "prompt_threshold", "dedupe_iou"), (0, 1)),
+    **dict.fromkeys(("birth_hits", "max_missed", "min_area", "capacity"), (1, math.inf)),
+    "cool_down": (0, math.inf),
+    "short_side": (32, math.inf),
+}
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """How a stream uses the model. Fields after `state_storage` may change while it runs (`Stream.configure`)."""
@@ -186,21 +195,15 @@ class StreamConfig:
     head: str | None = None  # class head in use; None = class-agnostic
 
     def __post_init__(self) -> None:
-        checks = {
-            "score_threshold": 0 <= self.score_threshold <= 1,
-            "prompt_threshold": 0 <= self.prompt_threshold <= 1,
-            "dedupe_iou": 0 <= self.dedupe_iou <= 1,
-            "birth_hits": self.birth_hits >= 1,
-            "max_missed": self.max_missed >= 1,
-            "min_area": self.min_area >= 1,
-            "cool_down": self.cool_down >= 0,
-            "capacity": self.capacity is None or self.capacity >= 1,
-            "short_side": self.short_side is None or self.short_side >= 32,
-            "state_storage": self.state_storage in ("fp32", "fp16"),
-        }
-        bad = [f"{name}={getattr(self, name)}" for name, ok in checks.items() if not ok]
+        bad = []
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bad.append(f"{name}={value}, must be {low} " + ("or more" if high == math.inf else f"to {high}"))
+        if self.state_storage not in ("fp32", "fp16"):
+            bad.append(f"state_storage={self.state_storage}, must be fp32 or fp16")
         if bad:
-            raise AusmError("out of range: " + ", ".join(bad))
+            raise AusmError("out of range: " + "; ".join(bad))
 
 
 DYNAMIC_FIELDS = frozenset(f.name for f in fields(StreamConfig)) - {"short_side", "capacity", "state_storage"}

@@ -56,7 +56,7 @@ class FrameSource:
         for frame in self._read():
             height, width = frame.image.shape[:2]
             if (height, width) != (self.height, self.width):
-                sizes = f"{width}x{height}, the first {self.width}x{self.height}"
+                sizes = f"{height}x{width}, the first {self.height}x{self.width}"
                 raise SizeError(f"{self.path}: frame {frame.index} ({frame.name}) is {sizes}")
             yield frame
 
@@ -105,7 +105,7 @@ def _open_folder(folder: Path) -> FrameSource:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: cannot be decoded as an image ({error})") from error
     if len(sizes) > 1:
-        found = ", ".join(f"{path.name} is {w}x{h}" for (w, h), path in list(sizes.items())[:3])
+        found = ", ".join(f"{path.name} is {h}x{w}" for (w, h), path in list(sizes.items())[:3])
         raise SizeError(f"{folder}: images of {len(sizes)} sizes: {found}")
 
     def read() -> Iterator[Frame]:

@@ -16,6 +16,7 @@ from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
 MAX_PIXELS = 1 << 28  # 268 megapixels: what a decoder may allocate on the word of a message
 MAX_LABEL = 65535  # a label map is 16 bits wide
 MAX_PALETTE = 255  # a palette PNG is 8 bits wide
+MAX_OBJECTS = 100  # of one prompt PNG; more values are the soft edge of a mask, not objects
 
 
 class Box(NamedTuple):
@@ -103,9 +104,10 @@ def decode_rle(box: Sequence[int], runs: Sequence[int] | np.ndarray, height: int
     x, y, box_width, box_height = (int(v) for v in box)
     height, width = int(height), int(width)
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise AusmError(f"an image of {width}x{height} pixels (width x height): must be 1 to {MAX_PIXELS} pixels")
+        raise AusmError(f"an image of {height}x{width} pixels (height x width): must be 1 to {MAX_PIXELS} pixels")
     if min(x, y, box_width, box_height) < 0 or x + box_width > width or y + box_height > height:
-        raise AusmError(f"box x={x} y={y} {box_width}x{box_height} is outside the image of {width}x{height} pixels")
+        box_words = f"box x={x} y={y} width={box_width} height={box_height}"
+        raise AusmError(f"{box_words} is outside the image of {height}x{width} pixels (height x width)")
     if len(runs) == 0:
         return np.zeros((height, width), np.bool_)
     values = _check_runs(runs, box_width * box_height)
@@ -138,7 +140,8 @@ def label_map(
             raise AusmError(f"label {values[i]} is outside 1..{MAX_LABEL}")
         mask = _as_mask(masks[i])
         if mask.shape != labels.shape:
-            raise SizeError(f"mask {i} is {mask.shape[1]}x{mask.shape[0]}, the label map {size[1]}x{size[0]}")
+            sizes = f"{mask.shape[0]}x{mask.shape[1]}, the label map {labels.shape[0]}x{labels.shape[1]}"
+            raise SizeError(f"mask {i} is {sizes}")
         labels[mask] = values[i]
     return labels
 
@@ -164,6 +167,8 @@ def read_palette_png(path: str | Path) -> np.ndarray:
             if image.mode not in ("P", "L", "1"):
                 raise ImageError(f"{path}: a mask is a palette or 8-bit grey PNG, this one has mode {image.mode}")
             return np.array(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, AusmError):
             raise
@@ -173,11 +178,15 @@ def read_palette_png(path: str | Path) -> np.ndarray:
 def read_prompt_png(path: str | Path) -> tuple[np.ndarray, list[int]]:
     """Objects drawn in a PNG: masks (n, H, W) bool and their values, ascending.
 
-    A binary image (only 0 and 255) holds one object of value 1. Raises EmptyMaskError when all pixels are 0.
+    A binary image (only 0 and 255) holds one object of value 1. Raises EmptyMaskError when all pixels are 0, AusmError
+    for more than MAX_OBJECTS values.
     """
     labels = read_palette_png(path)
     values = [int(v) for v in np.unique(labels) if v]
     if not values:
         raise EmptyMaskError(f"{path}: no object, all {labels.size} pixels are 0")
+    if len(values) > MAX_OBJECTS:
+        many = f"{len(values)} different values: each is an object"
+        raise AusmError(f"{path}: {many}. Is this a soft mask? Make it 0 and 255")
     masks = np.stack([labels == v for v in values])
     return masks, [1] if values == [MAX_PALETTE] else values

@@ -50,7 +50,8 @@ def box_mask(stream: Stream, box: Box) -> np.ndarray:
     filled = np.zeros((height, width), bool)
     x0, y0, x1, y1 = max(box.x, 0), max(box.y, 0), min(box.x + box.width, width), min(box.y + box.height, height)
     if x0 >= x1 or y0 >= y1:
-        raise EmptyMaskError(f"box {tuple(box)} holds no pixel of the image {height}x{width}")
+        words = f"box x={box.x} y={box.y} width={box.width} height={box.height}"
+        raise EmptyMaskError(f"{words} holds no pixel of the image of {height}x{width} (height x width)")
     filled[y0:y1, x0:x1] = True
     found = _hypotheses(stream)
     if found is None:
@@ -75,7 +76,7 @@ def points_mask(
         raise SizeError(f"{len(points)} points, {len(labels)} labels")
     for x, y in points:
         if not (0 <= x < width and 0 <= y < height):
-            raise AusmError(f"point ({x}, {y}) outside the image {height}x{width}")
+            raise AusmError(f"point x={x} y={y} outside the image of {height}x{width} (height x width)")
     found = _hypotheses(stream)
     if found is not None and 1 in labels:
         cell_x, cell_y = found.cell

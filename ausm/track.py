@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm.arguments import add_model_arguments
+from ausm.checks import check_out_folder
 from ausm.errors import AusmError, SizeError
 from ausm.io import Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
@@ -86,7 +87,7 @@ def read_prompt(path: Path, frame: int, source: FrameSource) -> Prompt:
     masks, ids = read_prompt_png(path)
     height, width = masks.shape[1:]
     if (height, width) != (source.height, source.width):
-        raise SizeError(f"prompt {path} is {width}x{height}, the input {source.width}x{source.height}")
+        raise SizeError(f"prompt {path} is {height}x{width}, the input {source.height}x{source.width} (height x width)")
     if frame < 0 or (source.kind != "video" and source.count is not None and frame >= source.count):
         raise AusmError(f"prompt frame {frame}, the input has frames 0..{(source.count or 1) - 1}")
     return Prompt(masks, ids, frame)
@@ -142,7 +143,10 @@ class _TrackTable:
         return tracks
 
     def abandon(self) -> None:
+        """Closes the file. Without a frame nothing of it stays; else it tells the next run whose the masks are."""
         self._file.close()
+        if not self._frames:
+            self._partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -154,16 +158,24 @@ def _open_table(path: Path, head: dict[str, Any]) -> Iterator[_TrackTable]:
         table.abandon()
 
 
-def _prepare(out: Path, source: FrameSource) -> Path:
-    """DIR/masks, empty. Removes the masks of an earlier run, and nothing else."""
+def check_out(out: Path, source: FrameSource) -> None:
+    """Raises AusmError when the results cannot be written to `out`, or would replace what is not ours."""
     masks = out / "masks"
+    check_out_folder(out)
+    check_out_folder(masks)
     if source.path.resolve() == masks.resolve():
         raise AusmError(f"the masks would overwrite the input {source.path}")
-    masks.mkdir(parents=True, exist_ok=True)
-    found = list(masks.iterdir())
+    found = len(list(masks.iterdir())) if masks.exists() else 0
     if found and not any(out.glob("tracks.json*")):
-        raise AusmError(f"{masks} already holds {len(found)} files that are not of an earlier run")
-    for path in found:
+        raise AusmError(f"{masks} already holds {found} files that are not of an earlier run")
+
+
+def _prepare(out: Path, source: FrameSource) -> Path:
+    """DIR/masks, empty. Removes the masks of an earlier run, and nothing else."""
+    check_out(out, source)
+    masks = out / "masks"
+    masks.mkdir(parents=True, exist_ok=True)
+    for path in masks.iterdir():
         if path.suffix == ".png":
             path.unlink()
     return masks
@@ -213,7 +225,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find objects that nobody prompted (default: only without --prompt)",
     )
     parser.add_argument("--topic", help="image topic of a bag that holds several")
-    parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
+    words = "least objectness of a discovery (0.5); its score is this times the certainty of the mask and may be lower"
+    parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help=words)
     add_model_arguments(parser)
 
 
@@ -224,8 +237,9 @@ def run(args: argparse.Namespace) -> int:
     discover = prompt is None if args.discover is None else args.discover
     if prompt is None and not discover:
         raise AusmError("--no-discover without --prompt: there is nothing to follow")
-    model = ausm.load(args.checkpoint, device=args.device)
+    check_out(args.out, source)
     config = ausm.StreamConfig(discover=discover, score_threshold=args.score_threshold, short_side=args.short_side)
+    model = ausm.load(args.checkpoint, device=args.device)
     result = track(ausm.Stream(model, discover=discover, seed=args.seed, config=config), source, args.out, prompt)
     rate = result.frames / max(1e-9, result.seconds)
     print(

@@ -110,7 +110,7 @@ def draw_tracks(image: np.ndarray, tracks: Iterable[Track | Drawn]) -> np.ndarra
     visible = []
     for drawn in map(_as_drawn, tracks):
         if drawn.mask.shape != canvas.shape[:2]:
-            sizes = f"{drawn.mask.shape[1]}x{drawn.mask.shape[0]}, image {canvas.shape[1]}x{canvas.shape[0]}"
+            sizes = f"{drawn.mask.shape[0]}x{drawn.mask.shape[1]}, image {canvas.shape[0]}x{canvas.shape[1]}"
             raise SizeError(f"mask of track {drawn.track_id} {sizes}")
         if drawn.mask.any():
             visible.append(drawn)
@@ -201,7 +201,7 @@ class VideoWriter:
             code = cv2.VideoWriter.fourcc(*"mp4v")
             self._opencv = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, code, self.rate, (width, height))
             if not self._opencv.isOpened():
-                raise AusmError(f"{self.path}: cannot write a video of {width}x{height}")
+                raise AusmError(f"{self.path}: cannot write a video of {height}x{width} (height x width)")
             return
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self.rate:.6f}", "-i", "-"]
         target = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p"]
@@ -216,8 +216,8 @@ class VideoWriter:
             self._size = frame.shape[:2]
             self._open(frame.shape[0] + frame.shape[0] % 2, frame.shape[1] + frame.shape[1] % 2)
         if frame.shape[:2] != self._size:
-            first = f"the first {self._size[1]}x{self._size[0]}"
-            raise SizeError(f"frame {self.frames} is {frame.shape[1]}x{frame.shape[0]}, {first}")
+            first = f"the first {self._size[0]}x{self._size[1]}"
+            raise SizeError(f"frame {self.frames} is {frame.shape[0]}x{frame.shape[1]}, {first}")
         even = ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0))
         frame = np.pad(frame, even, mode="edge") if any(pair[1] for pair in even) else frame
         if self._opencv is not None:

@@ -174,7 +174,7 @@ def table(report: dict[str, Any]) -> str:
     s, source = report["summary"], report["input"]
     mb, ms = 1 / 2**20, [f"{s[f'latency_{p}_ms']:.1f}" for p in ("p50", "p95", "p99")]
     lines = [
-        ("input", f"{source['path']} {source['topic']}, {source['width']}x{source['height']}, {s['frames']} frames"),
+        ("input", f"{source['path']} {source['topic']}, {source['height']}x{source['width']}, {s['frames']} frames"),
         ("truth", source["truth_topic"] or "none: nothing is scored"),
         ("model", f"{report['model']['checkpoint']} on {report['model']['device']}"),
         ("speed", f"{s['fps']:.1f} frames/s"),

@@ -221,7 +221,7 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
     """The whole page."""
     source, model, summary = report["input"], report["model"], report["summary"]
     title = f"Evaluation of {Path(source['path']).name}"
-    where = f"{source['path']}, {source['topic']}, {source['width']}x{source['height']}, {summary['frames']} frames"
+    where = f"{source['path']}, {source['topic']}, {source['height']}x{source['width']}, {summary['frames']} frames"
     values = {k.replace("_", " "): v for k, v in report["settings"].items() if v is not None}
     settings = ", ".join(f"{k} {('off', 'on')[v] if isinstance(v, bool) else v}" for k, v in values.items())
     rate = f" at {source['rate_hz']:.1f} Hz" if source["rate_hz"] else ""

@@ -20,7 +20,7 @@ from ausm_ros.worker import Mailbox, Pending
 # Reliability is left to `<camera>.reliability`: an override is fixed at the first subscription, `auto` subscribes anew.
 OVERRIDABLE = QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.DURABILITY))
 
-
+PATIENCE, REPEAT = 5.0, 60.0  # seconds without a first image until that is said, and until it is said again
 SAME_JUMP = 2.0  # seconds within which the clock and the stamps tell of one and the same jump
 
 
@@ -47,6 +47,7 @@ class Camera:
         self._subscription: Any = None
         self._jumped = 0.0  # time.monotonic() of the last jump back in time
         self._reliability = ReliabilityPolicy.BEST_EFFORT
+        self._since = self._tell_at = 0.0  # time.monotonic() of `subscribe`, and of the next word about silence
 
     @property
     def topic(self) -> str:
@@ -60,6 +61,8 @@ class Camera:
     def subscribe(self) -> None:
         """Starts to receive, with a fresh memory of stamps."""
         self._gate = StampGate()
+        self._since = time.monotonic()
+        self._tell_at = self._since + PATIENCE
         self._reliability = self._wanted() or ReliabilityPolicy.BEST_EFFORT
         self._create()
 
@@ -76,6 +79,18 @@ class Camera:
             self._reliability = wanted
             self._create()
             self._node.get_logger().info(f"{self.topic}: subscribed {self.reliability}, as its publisher offers")
+
+    def tell_silence(self) -> None:
+        """Called now and then: a warning when not one image has come for some seconds; again after a minute."""
+        now = time.monotonic()
+        if self._counts.last_received >= self._since or now < self._tell_at or self._subscription is None:
+            return
+        self._tell_at = now + REPEAT
+        number = self._node.count_publishers(self.topic)
+        hint = f"-r {self.camera.topic}:=TOPIC names another"
+        if number:
+            hint = "see 'When images do not arrive' in docs/ros.md"
+        self._node.get_logger().warning(f"no image on {self.topic} yet; it has {number} publishers ({hint})")
 
     def _wanted(self) -> ReliabilityPolicy | None:
         """The reliability to use; None when it depends on a publisher that is not there yet."""

@@ -29,6 +29,7 @@ from ausm_ros.instance_bag import read_instances
 from ausm_ros.transport import package_file, use_large_shared_memory
 
 RAW = (IMAGES, LOG, PLAYER_LOG)  # deleted when the pictures are made
+SLOWER = '; to see every frame: --speed 0.1 (make demo DEMO_ARGS="--speed 0.1")'
 RESULTS = (BAG, "overlay.mp4", "sheet.png", "report.json")
 
 
@@ -73,7 +74,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if options.input is None:
         if any(value is not None for value in (options.start, options.topic, options.prompt, options.prompt_frame)):
             raise AusmError("--start, --topic, --prompt and --prompt-frame go with --input")
-        # One shot of the clip: the cyclist is prompted, hidden by a passing bus (frames 84 to 102) and comes back.
+        # One shot of the clip: the cyclist is prompted, hidden by a passing vehicle (frames 84 to 102) and comes back.
         mask = package_file("config/demo/bikes_cyclist.png")
         return Plan(built_in_clip(), None, 76, 61, options.max_seconds, mask, 76, options.speed, parameters)
     if options.prompt is None and options.prompt_frame is not None:
@@ -103,7 +104,8 @@ def check(plan: Plan) -> Clip:
             raise AusmError(f"prompt frame {plan.prompt_frame}, but frames {plan.start}..{last} are played")
         height, width = read_prompt_png(plan.prompt)[0].shape[1:]
         if (height, width) != (source.height, source.width):
-            raise SizeError(f"prompt {plan.prompt} is {width}x{height}, the input {source.width}x{source.height}")
+            sizes = f"{height}x{width}, the input {source.height}x{source.width} (height x width)"
+            raise SizeError(f"prompt {plan.prompt} is {sizes}")
     return Clip(source, rate, frames)
 
 
@@ -142,10 +144,11 @@ def tell(report: dict[str, Any], out: Path) -> str:
     """The report in a few lines, for people."""
     latency = report["latency_ms"]["image_stamp_to_subscriber"]
     dropped, prompt, tracks = report["dropped"], report["prompt"], report["tracks"]
+    slower = SLOWER if report["input"].get("speed", 1.0) > 0.1 else ""
     lines = [
         f"frames   {report['frames_out']} of {report['frames_in']} processed, {report['fps']['in']} Hz in, "
         f"{report['fps']['out']} Hz out",
-        *([f"dropped  {dropped['total']}: {dropped['why']}"] if dropped["total"] else []),
+        *([f"dropped  {dropped['total']}: {dropped['why']}{slower}"] if dropped["total"] else []),
         f"latency  image to subscriber {latency['p50']:.0f} ms median, {latency['p95']:.0f} ms p95",
         f"tracks   {tracks['prompted']} prompted, {tracks['discovered']} discovered",
     ]
@@ -153,8 +156,10 @@ def tell(report: dict[str, Any], out: Path) -> str:
         lines.append("prompt   none given: discovery only")
     else:
         alive = "alive to the end" if prompt["alive_to_the_end"] else "not alive at the end"
-        seen = " ".join(f"track {i} seen on {n}" for i, n in prompt["frames_seen"].items())
-        lines.append(f"prompt   frame {prompt['frame']}, {alive}, {seen} of {prompt['frames_after']} frames after it")
+        after = prompt["frames_after"]
+        seen = [f"track {i} had a mask on {n} of {after} frames after it" for i, n in prompt["frames_seen"].items()]
+        right = f" (whether on the right object: see {out / 'sheet.png'})" if seen else ""
+        lines.append(f"prompt   frame {prompt['frame']}, {', '.join([alive, *seen])}{right}")
     lines.append(f"files    {', '.join(str(out / name) for name in RESULTS)}")
     return "\n".join(lines)
 

@@ -23,6 +23,8 @@ from ausm_ros.outputs import reliable
 from ausm_ros.run_node import run_node
 from ausm_ros.timing import RateLimit
 
+REMAP = "camera/image:=/camera/image_raw"
+
 
 class Overlay:
     """One camera: subscribes while its overlay has subscribers."""
@@ -78,7 +80,7 @@ class OverlayNode(Node):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_node(OverlayNode, argv)
+    return run_node(OverlayNode, "overlay_node", __doc__ or "", REMAP, argv)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,14 @@ SPECS = (
         high=2**31 - 1,
     ),
     Spec("discovery", True, "Find objects that were not prompted.", dynamic=True),
-    Spec("score_threshold", 0.5, "Least score of a discovered object.", dynamic=True, low=0.0, high=1.0),
+    Spec(
+        "score_threshold",
+        0.5,
+        "Least objectness of a discovered object; its score is this times the certainty of the mask and may be lower.",
+        dynamic=True,
+        low=0.0,
+        high=1.0,
+    ),
     Spec(
         "prompt.threshold",
         0.0,

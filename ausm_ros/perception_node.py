@@ -3,6 +3,7 @@
 Run: `python -m ausm_ros.perception_node --ros-args -p checkpoint:=nano -r camera/image:=/camera/image_raw`
 """
 
+import difflib
 import os
 import sys
 import threading
@@ -38,14 +39,17 @@ from ausm_ros.parameters import (
     Spec,
     camera_specs,
     check_change,
+    check_value,
     make_camera_settings,
     make_settings,
 )
 from ausm_ros.runtime import Runtime
 from ausm_ros.services import Services
+from ausm_ros.start import init_ros
 from ausm_ros.transport import use_large_shared_memory
 
 END = 8.0  # seconds to stop in
+REMAP = "camera/image:=/camera/image_raw"  # what nearly every camera needs
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -79,6 +83,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         for camera in self._settings().cameras:
             self._declare(camera_specs(camera))
             make_camera_settings(camera, self._values())
+        self._warn_of_unknown_parameters()
         self.add_on_set_parameters_callback(self._on_parameters)
         self._service_change_state.callback = self._answer_change_state(self._service_change_state.callback)
         self._services_of_ours = Services(self, lambda: self._runtime, self._set_discovery)
@@ -103,8 +108,17 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 try:
                     self.declare_parameter(spec.name, spec.default, descriptor(spec))
                 except InvalidParameterValueException as error:
+                    check_value(spec, self._parameter_overrides[spec.name].value)  # says it in fewer words
                     raise BadParameter(f"{spec.name}: {error}") from error
             self._specs[spec.name] = spec
+
+    def _warn_of_unknown_parameters(self) -> None:
+        """rclpy says nothing of a value that was given for a parameter which nobody declares, as one misspelt."""
+        for name in self._parameter_overrides:
+            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
+                near = difflib.get_close_matches(name, self._specs, n=1)
+                words = f"; is {near[0]} meant?" if near else ""
+                self.get_logger().warning(f"parameter {name} is not known{words}")
 
     def _values(self) -> dict[str, Any]:
         values = {name: self.get_parameter(name).value for name in self._specs}
@@ -231,6 +245,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         if runtime is not None and runtime.active:
             for parts in runtime.cameras.values():
                 parts.camera.follow_publisher()
+                parts.camera.tell_silence()
 
     def _publish_diagnostics(self) -> None:
         runtime = self._runtime
@@ -265,7 +280,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the node until it is told to stop; 2 for a parameter that is refused at the start."""
     share_one_heap()
     use_large_shared_memory()
-    rclpy.init(args=argv)
+    status = init_ros("perception_node", __doc__ or "", REMAP, argv)
+    if status is not None:
+        return status
     try:
         node = PerceptionNode()
     except BadParameter as error:

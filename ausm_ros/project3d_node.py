@@ -4,7 +4,7 @@ For each camera: `<camera>/instances`, `<camera>/depth` (registered to the colou
 millimetres) and `<camera>/camera_info` in; `~/<camera>/points` (PointCloud2: x y z rgb track_id score) and, where
 visualization_msgs is installed, `~/<camera>/boxes` (MarkerArray) out, each only while somebody listens.
 
-    python -m ausm_ros.project3d_node --ros-args -r camera/instances:=/perception/camera/instances \
+    python -m ausm_ros.project3d_node --ros-args -r camera/instances:=/perception/camera/instances \\
         -r camera/depth:=/camera/depth/image_rect -r camera/camera_info:=/camera/camera_info
 """
 
@@ -28,6 +28,7 @@ from ausm_ros.outputs import reliable
 from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
 from ausm_ros.run_node import run_node
 
+REMAP = "camera/depth:=/camera/depth/image_rect"
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("track_id", "<u4"), ("score", "<f4")])
 
 
@@ -168,7 +169,7 @@ class Project3dNode(Node):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_node(Project3dNode, argv)
+    return run_node(Project3dNode, "project3d_node", __doc__ or "", REMAP, argv)
 
 
 if __name__ == "__main__":

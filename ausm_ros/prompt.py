@@ -11,6 +11,7 @@ is printed), 64 for a wrong command line, 69 when the node does not answer.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.transport import use_large_shared_memory
 
 USAGE, UNAVAILABLE = 64, 69  # sysexits.h: EX_USAGE, EX_UNAVAILABLE
+COMMANDS = ("add", "list", "remove", "reset", "click")
+MAX_ID = 2**32 - 1
+WHOLE = 0.995  # IoU from which two masks are said to be one
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,6 +50,23 @@ class _Parser(argparse.ArgumentParser):
 
 class NoAnswer(RuntimeError):
     """The node is not there, or did not answer in time."""
+
+
+def _words(*parts: str) -> str:
+    """What there is of the parts, after one another."""
+    return ": ".join(part for part in parts if part)
+
+
+def _taken(prompt: Prompt, iou: float) -> str:
+    """What `iou_with_prompt` of an accepted prompt says, for people; "" where it says nothing."""
+    if math.isnan(iou):
+        return ""
+    if prompt.track_id:
+        return f", the mask it had agreed to {100 * iou:.0f} %"
+    if prompt.type in (Prompt.BOX, Prompt.POINTS):
+        plain = "as the plain shape: the model sees no object that fits it"
+        return f", {plain if iou > WHOLE else 'in the outline that the model sees there'}"
+    return f", {100 * iou:.0f} % of the mask: another one of this request has the rest" if iou < WHOLE else ""
 
 
 def _numbers(count: int) -> Callable[[str], tuple[int, ...]]:
@@ -124,18 +145,25 @@ class Operator:
         duration: Duration = to_duration(max(0.0, wait))
         request = AddObjects.Request(camera=camera, prompts=prompts, all_or_nothing=True, wait=duration)
         answer = self._call(AddObjects, "add_objects", request, wait)
+        refused: dict[tuple[int, str], list[str]] = {}  # (code, message) -> names: what is common is said once
         for prompt, result in zip(prompts, answer.results, strict=False):
-            what = f"track {result.track_id}" if result.track_id else "no track"
+            name = prompt.name or "object"
+            if result.code != Code.OK:
+                refused.setdefault((result.code, result.message), []).append(name)
+                continue
             stamp = to_ns(answer.applied_stamp)
             at = f", applied at {stamp / 1e9:.3f} s, epoch {answer.epoch}" if stamp else ""
-            print(f"{prompt.name or 'object'}: {Code(result.code).name}: {what}{at} {result.message}".rstrip())
+            what = f"track {result.track_id}{at}{_taken(prompt, result.iou_with_prompt)}" if result.track_id else ""
+            print(_words(name, "OK", what, result.message))
+        for (code, message), names in refused.items():
+            print(_words(names[0] if len(names) == 1 else f"{len(names)} objects", Code(code).name, message))
         return self._status(answer)
 
     def remove(self, camera: str, track_ids: Sequence[int], everything: bool) -> int:
         request = RemoveObjects.Request(camera=camera, track_ids=track_ids, all=everything)
         answer = self._call(RemoveObjects, "remove_objects", request)
         for result in answer.results:
-            print(f"track {result.track_id}: {Code(result.code).name}: {result.message or 'removed'}")
+            print(_words(f"track {result.track_id}", Code(result.code).name, result.message or "removed"))
         return self._status(answer)
 
     def reset(self, camera: str) -> int:
@@ -148,10 +176,11 @@ class Operator:
         if answer.success:
             print(f"{answer.in_use} of {answer.capacity} places in use")
         for i in answer.objects:
-            box = f"{i.box.width}x{i.box.height} at ({i.box.x_offset}, {i.box.y_offset})" if i.area else "not in sight"
+            box = f"{i.box.height}x{i.box.width} at x={i.box.x_offset} y={i.box.y_offset}" if i.area else "not in sight"
             state, source = TrackState(i.state).name.lower(), Source(i.source).name.lower()
             name = i.name or i.class_name
-            print(f"{i.track_id:5d}  {state:9s} {source:10s} score {i.score:.2f}  {box}  {name}".rstrip())
+            score = "last score" if i.state == TrackState.LOST else "score"
+            print(f"{i.track_id:5d}  {state:9s} {source:10s} {score} {i.score:.2f}  {box}  {name}".rstrip())
         return self._status(answer)
 
     @staticmethod
@@ -159,8 +188,9 @@ class Operator:
         """0, or the first result code that is not OK; a refusal without results names its code in the message."""
         if answer.success:
             return 0
-        print(answer.message, file=sys.stderr)
         codes = [r.code for r in getattr(answer, "results", ()) if r.code != Code.OK]
+        if not codes:  # else it is told with the results
+            print(answer.message, file=sys.stderr)
         named = [code for code in Code if answer.message.startswith(f"{code.name}:")]
         return int(codes[0] if codes else named[0] if named else Code.INTERNAL_ERROR)
 
@@ -169,11 +199,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node
     operator = Operator(node, options.node, options.timeout)
     command, arguments = options.command[0], options.command[1:]
     if command == "remove":
-        if not options.all and not (arguments and all(a.isdigit() for a in arguments)):
+        wrong = [a for a in arguments if not (a.isascii() and a.isdigit() and int(a) <= MAX_ID)]
+        if wrong:
+            parser.error(f"remove: '{wrong[0]}' is not a track id")
+        if not options.all and not arguments:
             parser.error("remove: give the track ids, or --all")
         return operator.remove(options.camera, [int(a) for a in arguments], options.all)
-    if arguments or command not in ("add", "list", "reset", "click"):
-        parser.error(f"unknown command {' '.join(options.command)!r}")
+    if command not in COMMANDS:
+        parser.error(f"no command '{command}', there are: {', '.join(COMMANDS)}")
+    if arguments:
+        parser.error(f"{command} takes no words: '{' '.join(arguments)}'")
     if command == "click":
         return serve(node, options.node.rstrip("/"), options.camera or "camera", options.bind, options.port)
     if command == "list":

@@ -171,7 +171,8 @@ def _from_box(roi: Any, scene: Scene) -> np.ndarray:
     if x + width > scene.width or y + height > scene.height:
         raise Refusal(
             Code.INVALID_MASK,
-            f"box {width}x{height} at ({x}, {y}) outside the image of {scene.width}x{scene.height} (width x height)",
+            f"box x={x} y={y} width={width} height={height} outside the image of {scene.height}x{scene.width} "
+            "(height x width)",
         )
     mask = np.zeros((scene.height, scene.width), np.bool_)
     mask[y : y + height, x : x + width] = True
@@ -195,7 +196,7 @@ def _from_points(message: Any, scene: Scene) -> np.ndarray:
             if x >= scene.width or y >= scene.height:
                 raise Refusal(
                     Code.INVALID_MASK,
-                    f"point ({x}, {y}) outside the image of {scene.width}x{scene.height} (width x height)",
+                    f"point x={x} y={y} outside the image of {scene.height}x{scene.width} (height x width)",
                 )
             if label == wanted:
                 cv2.circle(canvas, (int(x), int(y)), radius, wanted, cv2.FILLED)

@@ -7,13 +7,16 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
+from ausm_ros.start import init_ros
 from ausm_ros.transport import use_large_shared_memory
 
 
-def run_node(make: Callable[[], Node], argv: list[str] | None) -> int:
-    """Initialises ROS, spins the node, returns the exit status."""
+def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: list[str] | None) -> int:
+    """Initialises ROS, spins the node, returns the exit status. name, about, remap: as for `ausm_ros.start.usage`."""
     use_large_shared_memory()
-    rclpy.init(args=argv)
+    status = init_ros(name, about, remap, argv)
+    if status is not None:
+        return status
     executor = SingleThreadedExecutor()
     executor.add_node(make())
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ausm import weights
+from ausm.checks import check_out_folder
 from ausm.errors import AusmError, CheckpointError, InputError
 from training.data_config import parse_data_config
 from training.stages import Stage, nano, override
@@ -208,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--nproc-per-node {args.nproc_per_node} must be 1 or more, --minutes {args.minutes} positive")
     if any(setting.partition("=")[0] in ("iterations", "warmup") for setting in args.set) and args.minutes:
         raise InputError("--minutes decides iterations and warmup: leave them out of --set")
+    check_out_folder(args.out)
     parse_data_config(args.data)  # complains before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _interrupt)

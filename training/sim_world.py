@@ -1,6 +1,10 @@
 """The PyBullet side of a simulated scene: bodies, physics steps and the two renderings (objects, shadows)."""
 
+import os
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +27,25 @@ class SimulatorError(AusmError):
     """The simulator cannot run: PyBullet is missing or refused a body."""
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What C code writes to stderr meanwhile goes nowhere."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
+
+
 def import_pybullet() -> Any:
     """The pybullet module, or SimulatorError saying how to install it."""
     try:
+        if "pybullet" not in sys.modules:
+            with _quiet():  # it tells its build time
+                import pybullet
         import pybullet
     except ImportError as error:
         raise SimulatorError(f"the simulator needs PyBullet ({error}): pip install pybullet==3.2.7") from error

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from ausm.checks import check_out_folder
 from ausm.errors import AusmError, InputError, SizeError
 from training.sim_clip import SCENARIOS, Settings, as_record, filming, make_clip, scout, stock_of, write_numbered_clip
 from training.sim_store import clip_path
@@ -166,6 +167,7 @@ def _clips(args: argparse.Namespace) -> None:
 
 def make(args: argparse.Namespace) -> None:
     """Write what the options ask for. Raises AusmError when they are refused or PyBullet is missing."""
+    check_out_folder(args.out.parent if args.frames is None else args.out)
     import_pybullet()
     if args.frames is None:
         _bag(args)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ausm import weights
+from ausm.checks import check_out_folder
 from ausm.config import PRESETS
 from ausm.model import AUSM
 from training.data_config import load_data_config
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains the stage to its end, or to --stop-at. Raises AusmError."""
+    check_out_folder(args.out)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     torch.set_num_threads(args.threads)
     distributed = dist.is_torchelastic_launched()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
+from ausm.checks import check_out_folder
 from ausm.errors import InputError
 from ausm.evaluate.manifest import Manifest
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
@@ -110,6 +111,7 @@ def _figures(result: DavisResult) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not finished, then prints the table and one JSON object (J, F, JF in percent)."""
+    check_out_folder(args.out)
     names = read_sequences(args.sequences, args.root)
     frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
     digest = weights.sha256(weights.resolve(args.checkpoint))

@@ -89,7 +89,7 @@ def run_discovered(stream: Any, video: VideoEntry, per_frame: int, repeat: bool 
     for showing, index in enumerate(order):
         image = read_image(video.images[index])
         if image.shape[:2] != (video.height, video.width):
-            sizes = f"{image.shape[1]}x{image.shape[0]}, listed as {video.width}x{video.height}"
+            sizes = f"{image.shape[0]}x{image.shape[1]}, listed as {video.height}x{video.width}"
             raise SizeError(f"{video.images[index]} is {sizes}")
         output: StepOutput = stream.step(image)
         if showing < first_kept:

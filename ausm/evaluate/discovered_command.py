@@ -13,6 +13,7 @@ from tqdm import tqdm
 import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
+from ausm.checks import check_out_folder
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
 from ausm.evaluate.manifest import Manifest
@@ -44,6 +45,7 @@ def choose_head(known: dict[str, int], wanted: str | None, benchmark: str, categ
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not finished, writes the submission, prints one JSON object (percent; null without labels)."""
+    check_out_folder(args.out)
     videos = load_video_set(args.root, args.split, args.annotations, args.images)
     top = args.top if args.top is not None else PER_FRAME[args.benchmark]
     digest = weights.sha256(weights.resolve(args.checkpoint))

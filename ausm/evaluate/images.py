@@ -172,7 +172,7 @@ def coco(
         entry = truth.imgs[image_id]
         image = read_image(Path(images) / entry["file_name"])
         if image.shape[:2] != (entry["height"], entry["width"]):
-            sizes = f"{image.shape[1]}x{image.shape[0]}, annotated as {entry['width']}x{entry['height']}"
+            sizes = f"{image.shape[0]}x{image.shape[1]}, annotated as {entry['height']}x{entry['width']}"
             raise SizeError(f"{entry['file_name']} is {sizes}")
         showings = image_showings(image, repeat, traversal)
         found = detect(model, showings, short_side, None if class_agnostic else head, dedupe)

@@ -103,7 +103,7 @@ def run_prompted(stream: Any, video: PromptedVideo) -> Iterator[tuple[str, np.nd
         if ids:
             found = read_palette_png(video.annotations / f"{path.stem}.png")
             if found.shape != labels.shape:
-                sizes = f"{found.shape[1]}x{found.shape[0]}, its image {width}x{height}"
+                sizes = f"{found.shape[0]}x{found.shape[1]}, its image {height}x{width}"
                 raise SizeError(f"{video.name}: annotation {path.stem} is {sizes}")
             labels = np.where(np.isin(found, ids), found, 0)
             ids = [i for i in ids if (labels == i).any()]

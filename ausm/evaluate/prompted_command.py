@@ -12,6 +12,7 @@ from tqdm import tqdm
 import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
+from ausm.checks import check_out_folder
 from ausm.errors import AusmError
 from ausm.evaluate.manifest import Manifest
 from ausm.evaluate.prompted import PromptedVideo, mose_videos, run_prompted, youtube_vos_videos
@@ -57,6 +58,7 @@ def _run_video(stream: Any, video: PromptedVideo, out: Path, benchmark: str) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not finished, packs the submission, prints one JSON object (J, F, JF in percent or null)."""
+    check_out_folder(args.out)
     benchmark: str = args.benchmark
     if args.all_frames is not None and benchmark != "youtube-vos":
         raise AusmError(f"--all-frames has no meaning for {benchmark}")

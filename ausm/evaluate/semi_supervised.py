@@ -141,7 +141,7 @@ def _run_stream(
     of_track: dict[int, int] = {}
     for index, image in enumerate(images):
         if image.shape[:2] != first.shape:
-            sizes = f"{image.shape[1]}x{image.shape[0]}, the first annotation {first.shape[1]}x{first.shape[0]}"
+            sizes = f"{image.shape[0]}x{image.shape[1]}, the first annotation {first.shape[0]}x{first.shape[1]}"
             raise SizeError(f"{truths[index].parent.name}: image {truths[index].stem} is {sizes}")
         if index == 0:
             of_track = dict(zip(stream.prompt(_masks(first, objects)), objects, strict=True))
@@ -188,7 +188,7 @@ def run_sequence(
         began = time.monotonic()
         truth = read_truth(path, multi)
         if truth.shape != labels.shape:
-            sizes = f"{truth.shape[1]}x{truth.shape[0]}, its image {labels.shape[1]}x{labels.shape[0]}"
+            sizes = f"{truth.shape[0]}x{truth.shape[1]}, its image {labels.shape[0]}x{labels.shape[1]}"
             raise SizeError(f"{sequence.name}: annotation {path.stem} is {sizes}")
         scorer.feed(labels, truth)
         if on_frame is not None:

@@ -31,7 +31,7 @@ class Tube:
     def append(self, mask: np.ndarray | None) -> None:
         """The next frame: (H, W) bool, or None where the object is not seen. Raises SizeError."""
         if mask is not None and mask.shape != (self.height, self.width):
-            raise SizeError(f"mask {mask.shape[1]}x{mask.shape[0]} in a track of {self.width}x{self.height}")
+            raise SizeError(f"mask {mask.shape[0]}x{mask.shape[1]} in a track of {self.height}x{self.width}")
         self.frames += 1
         if mask is None or not mask.any():
             self._extend([self.height * self.width])

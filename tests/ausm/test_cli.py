@@ -64,6 +64,8 @@ def test_discovery_is_on_without_a_prompt_and_both_are_possible(folder: Path, tm
         (["--no-discover"], "nothing to follow"),
         (["--prompt", "missing.png"], "missing.png"),
         (["--topic", "/camera"], "not a rosbag2"),
+        (["--out", __file__], "is a file, a folder is needed"),
+        (["--out", f"{__file__}/sub/folder"], "is a file, a folder is needed"),
     ],
 )
 def test_refused_requests_exit_2_with_one_line(
@@ -73,6 +75,12 @@ def test_refused_requests_exit_2_with_one_line(
     printed = capsys.readouterr()
     assert printed.err.startswith("ausm: error: ") and words in printed.err and printed.err.count("\n") == 1
     assert not printed.out and not fake_model
+
+
+def test_a_value_out_of_its_range_is_told_with_the_range(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ausm, "load", lambda name, device: pytest.fail("loaded before the options were checked"))
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), "--score-threshold", "1.5"]) == 2
+    assert "score_threshold=1.5, must be 0 to 1" in capsys.readouterr().err
 
 
 def test_undecodable_input(tmp_path: Path, fake_model, capsys) -> None:
@@ -92,11 +100,21 @@ def test_help_and_unknown_commands(capsys, monkeypatch: pytest.MonkeyPatch) -> N
     assert "no command 'fly', there are: track, info" in capsys.readouterr().err
     assert cli.main(["eval", "imagenet"]) == 2
     assert "no command 'eval imagenet', there are: eval davis" in capsys.readouterr().err
+    assert cli.main(["eval", "--root", "x"]) == 2
+    assert "no command 'eval', there are: eval davis" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["track", "--help"])
     assert exit_info.value.code == 0
     help_text = capsys.readouterr().out
     assert "--prompt-frame" in help_text and "palette PNG" in help_text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], []])
+def test_a_word_that_several_commands_begin_with_lists_them(capsys, words: list[str]) -> None:
+    assert cli.main(["eval", *words]) == (0 if words else 2)
+    text = capsys.readouterr().out
+    assert "  eval davis " in text and cli.COMMANDS["eval davis"].help in text
+    assert "usage: ausm eval NAME" in text and "bench" not in text and "track" not in text.splitlines()[0]
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

@@ -43,12 +43,26 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
 def test_info(checkpoint: Path, capsys) -> None:
     assert cli.main(["info", str(checkpoint)]) == 0
     printed = capsys.readouterr().out
-    figures = json.loads(printed.strip().splitlines()[-1])
+    assert weights.sha256(checkpoint) in printed and "Apache-2.0" in printed and "short side 320" in printed
+    assert "d_state" not in printed and "{" not in printed
+    assert cli.main(["info", str(checkpoint), "--full"]) == 0
+    assert "d_state" in capsys.readouterr().out
+    assert cli.main(["info", str(checkpoint), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert figures["preset"] == "nano" and figures["sha256"] == weights.sha256(checkpoint)
     assert figures["parameters"] > 1e6 and figures["bytes"] == checkpoint.stat().st_size
-    assert "licence" in printed and figures["scores"] == {"J": 1.5}
+    assert "licence" in printed and figures["scores"] == {"J": 1.5} and figures["config"]["short_side"] == 320
     assert cli.main(["info", str(checkpoint.with_name("none.safetensors"))]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_info_tells_the_recipe_in_one_line_a_run(tmp_path: Path, capsys) -> None:
+    stage = {"name": "nano-1", "frames": 4, "batch": 2, "size": [192, 320], "lr": 0.5, "iterations": 1100}
+    recipe = [{"stage": stage, "iterations": 831, "seconds": 2314, "sources": []}]
+    path = tmp_path / "trained.safetensors"
+    weights.save(path, ausm.load("nano", device="cpu", weights=False), {"recipe": recipe})
+    assert cli.main(["info", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  1 nano-1, 192x320, 2 clips x 4 frames, 831 it, 2314 s"
 
 
 @pytest.mark.parametrize("prompt_frame", [0, 2])

@@ -116,13 +116,13 @@ def test_faults(root: Path, streams) -> None:
     with pytest.raises(InputError, match=r"1 of 6 annotations are missing, first 00003\.png"):
         davis("model", root, ["one"])
     write_palette_png(root / "Annotations/480p/one/00003.png", np.ones((9, 9), np.uint8))
-    with pytest.raises(SizeError, match=r"annotation 00003 is 9x9, its image 48x32"):
+    with pytest.raises(SizeError, match=r"annotation 00003 is 9x9, its image 32x48"):
         davis("model", root, ["one"])
     write_palette_png(root / "Annotations/480p/two/00000.png", np.zeros((32, 48), np.uint8))
     with pytest.raises(InputError, match="no object to follow"):
         davis("model", root, ["two"])
     write_palette_png(root / "Annotations/480p/two/00000.png", np.ones((9, 9), np.uint8))
-    with pytest.raises(SizeError, match=r"two: image 00000 is 48x32, the first annotation 9x9"):
+    with pytest.raises(SizeError, match=r"two: image 00000 is 32x48, the first annotation 9x9"):
         davis("model", root, ["two"])
     for i in range(2, FRAMES):
         (root / f"JPEGImages/480p/two/{i:05d}.jpg").unlink()

@@ -170,7 +170,7 @@ def test_mose_faults(mose: Path, tmp_path: Path, streams, checkpoint, capsys) ->
     assert "no video ['z'] among the 2" in capsys.readouterr().err
     assert cli.main([*command, "--all-frames", str(mose)]) == 2
     write_palette_png(mose / f"Annotations/a/{STEMS[0]}.png", np.ones((4, 5), np.uint8))
-    with pytest.raises(SizeError, match=f"a: annotation {STEMS[0]} is 5x4, its image 48x32"):
+    with pytest.raises(SizeError, match=f"a: annotation {STEMS[0]} is 4x5, its image 32x48"):
         list(run_prompted(FakeStream(), mose_videos(mose)[0]))
     (mose / f"Annotations/a/{STEMS[0]}.png").unlink()
     with pytest.raises(InputError, match="first frame are missing"):
@@ -255,7 +255,7 @@ def test_vis_faults(vis: Path) -> None:
     table = json.loads(path.read_text())
     wrong = table["videos"][0] | {"width": 50}
     path.write_text(json.dumps(table | {"videos": [wrong]}))
-    with pytest.raises(SizeError, match="is 48x32, listed as 50x32"):
+    with pytest.raises(SizeError, match="is 32x48, listed as 32x50"):
         run_discovered(FakeStream(discover=True), load_video_set(vis).videos[7], 10)
     path.write_text(json.dumps(table | {"videos": []}))
     with pytest.raises(InputError, match="lists no video"):

@@ -71,7 +71,7 @@ def test_folder_keeps_names_in_natural_order(tmp_path: Path) -> None:
 
 def test_folder_faults(tmp_path: Path) -> None:
     mixed = write_folder(tmp_path / "mixed", {"a.png": picture(0), "b.png": picture(0, 20, 30)})
-    with pytest.raises(SizeError, match=r"a\.png is 32x24, b\.png is 30x20"):
+    with pytest.raises(SizeError, match=r"a\.png is 24x32, b\.png is 20x30"):
         open_frames(mixed)
     twins = write_folder(tmp_path / "twins", {"a.png": picture(0), "a.jpg": picture(0)})
     with pytest.raises(InputError, match="one name"):
@@ -154,7 +154,7 @@ def test_bag_faults(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Image topics: none"):
         open_frames(text)
     sizes = write_bag(tmp_path / "sizes", {"/c": [raw_message(picture(0), 1), raw_message(picture(1, 20, 30), 2)]})
-    with pytest.raises(SizeError, match=r"frame 1 .* is 30x20, the first 32x24"):
+    with pytest.raises(SizeError, match=r"frame 1 .* is 20x30, the first 24x32"):
         list(open_frames(sizes))
     unknown = write_bag(tmp_path / "unknown", {"/c": [raw_message(picture(0), 1), raw_message(picture(0), 2, "rgb9")]})
     with pytest.raises(ImageError, match=r"/c, frame 1: .*rgb9"):

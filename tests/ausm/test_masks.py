@@ -52,7 +52,7 @@ def test_no_runs_is_an_empty_mask_whatever_the_box() -> None:
 @pytest.mark.parametrize(
     ("box", "runs", "size", "words"),
     [
-        ((0, 0, 6, 4), [24], (4, 5), "outside the image of 5x4"),
+        ((0, 0, 6, 4), [24], (4, 5), "outside the image of 4x5"),
         ((-1, 0, 2, 2), [4], (4, 5), "outside"),
         ((2**40, 0, 2**40, 1), [1], (4, 5), "outside"),
         ((0, 0, 2, 2), [1, 2], (4, 5), "sum to 3, the box has 4"),
@@ -67,7 +67,7 @@ def test_no_runs_is_an_empty_mask_whatever_the_box() -> None:
         ((0, 0, 2, 2), [1] * 100_000, (4, 5), "100000 runs"),
         ((0, 0, 0, 0), [0], (4, 5), None),
         ((0, 0, 0, 0), [1], (4, 5), "1 pixels in a box of 0"),
-        ((0, 0, 2, 2), [4], (0, 5), "5x0"),
+        ((0, 0, 2, 2), [4], (0, 5), "0x5"),
         ((0, 0, 2, 2), [4], (2**31, 2**31), "must be 1 to"),
     ],
 )
@@ -145,6 +145,14 @@ def test_prompt_png_values(tmp_path: Path) -> None:
     assert masks.read_prompt_png(tmp_path / "bit.png")[1] == [1]
 
 
+def test_a_soft_mask_is_not_254_objects(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(255, dtype=np.uint8)[None]).save(tmp_path / "soft.png")
+    with pytest.raises(AusmError, match=r"254 different values: each is an object\. Is this a soft mask\?"):
+        masks.read_prompt_png(tmp_path / "soft.png")
+    Image.fromarray(np.arange(101, dtype=np.uint8)[None]).save(tmp_path / "many.png")
+    assert masks.read_prompt_png(tmp_path / "many.png")[1] == list(range(1, 101))
+
+
 def test_bad_mask_files(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     (tmp_path / "text.png").write_text("no image")
@@ -154,7 +162,7 @@ def test_bad_mask_files(tmp_path: Path) -> None:
     for name, words in (
         ("rgb.png", "mode RGB"),
         ("text.png", "text.png"),
-        ("none.png", "none.png"),
+        ("none.png", r"none\.png: no such file"),
         ("cut.png", "cut"),
     ):
         with pytest.raises(ImageError, match=words):

@@ -43,7 +43,7 @@ def test_a_box_that_nothing_agrees_with_is_filled(stream: ausm.Stream) -> None:
     assert np.array_equal(box_mask(stream, Box(50, 34, 10, 10)), rectangle((34, 50, 44, 60)))  # a part of the object
     assert np.array_equal(box_mask(stream, Box(-5, 60, 20, 20)), rectangle((60, 0, 64, 15)))  # cut at the border
     for box in (Box(96, 0, 5, 5), Box(0, 0, 0, 7), Box(-9, 0, 9, 5)):
-        with pytest.raises(EmptyMaskError, match="holds no pixel of the image 64x96"):
+        with pytest.raises(EmptyMaskError, match=r"height=[57] holds no pixel of the image of 64x96"):
             box_mask(stream, box)
 
 
@@ -67,7 +67,7 @@ def test_points_that_fit_nothing_become_discs(stream: ausm.Stream) -> None:
         points_mask(stream, [])
     with pytest.raises(SizeError, match="1 points, 2 labels"):
         points_mask(stream, [(1, 1)], [1, 0])
-    with pytest.raises(AusmError, match=r"point \(96, 0\) outside the image 64x96"):
+    with pytest.raises(AusmError, match=r"point x=96 y=0 outside the image of 64x96"):
         points_mask(stream, [(96, 0)])
 
 

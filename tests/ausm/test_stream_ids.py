@@ -260,7 +260,7 @@ def test_settings_change_while_running() -> None:
     assert {t.track_id for t in stream.step(IMAGE).tracks} == {1, 2}
     with pytest.raises(AusmError, match=r"cannot change \['capacity'\]"):
         stream.configure(capacity=3)
-    with pytest.raises(ValueError, match="birth_hits=0"):
+    with pytest.raises(ValueError, match="birth_hits=0, must be 1 or more"):
         stream.configure(birth_hits=0)
     assert stream.config.birth_hits == 1
 

@@ -138,10 +138,22 @@ def test_a_second_run_replaces_the_first_and_nothing_else(folder: Path, tmp_path
         track(FakeStream(discover=True), open_frames(tmp_path / "masks"), tmp_path)
 
 
+def test_a_prompt_that_is_refused_leaves_no_table(folder: Path, tmp_path: Path) -> None:
+    class Full(FakeStream):
+        def prompt(self, masks: np.ndarray) -> list[int]:
+            raise AusmError("1 object prompted, 0 places")
+
+    write_palette_png(tmp_path / "prompt.png", np.ones((32, 48), np.uint8))
+    source = open_frames(folder)
+    with pytest.raises(AusmError, match="0 places"):
+        track(Full(discover=False), source, tmp_path / "out", read_prompt(tmp_path / "prompt.png", 0, source))
+    assert not list((tmp_path / "out").glob("tracks.json*"))
+
+
 def test_faults(folder: Path, tmp_path: Path) -> None:
     source = open_frames(folder)
     write_palette_png(tmp_path / "small.png", np.ones((8, 9), np.uint8))
-    with pytest.raises(SizeError, match="is 9x8, the input 48x32"):
+    with pytest.raises(SizeError, match="is 8x9, the input 32x48"):
         read_prompt(tmp_path / "small.png", 0, source)
     write_palette_png(tmp_path / "prompt.png", np.ones((32, 48), np.uint8))
     for frame in (4, -1):
@@ -151,6 +163,7 @@ def test_faults(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AusmError, match=r"view11\.png"):
         track(FakeStream(discover=True), source, tmp_path / "out")
     assert not (tmp_path / "out/tracks.json").exists()  # only a finished run has one
+    assert (tmp_path / "out/tracks.json.partial").exists()  # masks of some frames are there: they are ours
     cv2.imwrite(str(folder / "view11.png"), squares({}))
     result = track(FakeStream(discover=True), source, tmp_path / "out")  # an unfinished run may be repeated
     assert result.frames == 4

@@ -62,7 +62,7 @@ def test_objects_at_the_border_and_odd_names(corner: tuple[int, int]) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(SizeError, match="mask of track 1 8x4, image 128x96"):
+    with pytest.raises(SizeError, match="mask of track 1 4x8, image 96x128"):
         draw_tracks(GREY, [Drawn(1, np.ones((4, 8), bool), "", 0.5, 0)])
     with pytest.raises(ImageError, match="float64"):
         draw_tracks(GREY / 255, [])
@@ -85,7 +85,7 @@ def test_video_file_has_every_frame_at_the_rate(tmp_path: Path, ffmpeg: bool) ->
     with VideoWriter(path, rate=12.5, ffmpeg=ffmpeg) as writer:
         for i in range(9):
             writer.write(np.full((65, 81, 3), (25 * i, 200, 30), np.uint8))
-        with pytest.raises(SizeError, match="frame 9 is 81x60, the first 81x65"):
+        with pytest.raises(SizeError, match="frame 9 is 60x81, the first 65x81"):
             writer.write(np.zeros((60, 81, 3), np.uint8))
     capture = cv2.VideoCapture(str(path))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)

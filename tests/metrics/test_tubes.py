@@ -170,7 +170,7 @@ def test_segmentations_of_every_form() -> None:
 def test_faults() -> None:
     with pytest.raises(InputError, match="no true track"):
         evaluate_tubes([], [Entry(1, tube(block(0)))])
-    with pytest.raises(SizeError, match="mask 3x2 in a track of 10x8"):
+    with pytest.raises(SizeError, match="mask 2x3 in a track of 8x10"):
         tube(block(0)).append(np.ones((2, 3), bool))
     with pytest.raises(SizeError, match="video 1"):
         evaluate_tubes([Entry(1, tube(block(0)))], [Entry(1, tube(block(0, frames=3)))])

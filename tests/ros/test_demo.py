@@ -137,7 +137,7 @@ def test_a_checkpoint_that_is_not_there_ends_the_demo(folder: Path, tmp_path: Pa
         (["--input", "{tmp}/empty"], "no image"),
         (["--input", "{clip}", "--prompt", "{tmp}/none.png"], "none.png"),
         (["--input", "{clip}", "--prompt", "{tmp}/text.mp4"], "text.mp4"),
-        (["--input", "{clip}", "--prompt", "{tmp}/large.png"], "is 8x4, the input 96x64"),
+        (["--input", "{clip}", "--prompt", "{tmp}/large.png"], "is 4x8, the input 64x96"),
         (["--input", "{clip}", "--prompt", "{tmp}/square.png", "--prompt-frame", "20"], "frames 0..19 are played"),
         (
             ["--input", "{clip}", "--prompt", "{tmp}/square.png", "--prompt-frame", "2", "--start", "3"],

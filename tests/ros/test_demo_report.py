@@ -10,6 +10,7 @@ from ausm_ros.msg import Instance, InstanceArray
 from harness import to_rle, to_time
 
 from ausm.io import open_frames
+from ausm_ros.demo import tell
 from ausm_ros.demo_recorder import StoredImage
 from ausm_ros.demo_report import Recording, draw, make_report, overlays, percentiles, rate
 from ausm_ros.instance_bag import Received
@@ -140,6 +141,16 @@ def test_a_prompted_track_is_alive_unless_removed(states: list[int | None], aliv
     assert told["frames_after"] == 3
     assert told["frames_seen"] == {"7": seen}
     assert told["on_its_own_frame"] is True
+
+
+def test_what_the_demo_tells() -> None:
+    stamps = stamps_of(5)
+    results = [result(s, [instance(7, source=Instance.SOURCE_PROMPT)]) for s in (*stamps[:2], stamps[4])]
+    report = make_report(recording(results, 5, prompt_log(stamps[0], 7)), {"speed": 1.0})
+    told = tell(report, Path("out"))
+    assert "track 7 had a mask on 2 of 2 frames after it (whether on the right object: see out/sheet.png)" in told
+    assert "dropped  2: the node takes the newest image" in told and 'DEMO_ARGS="--speed 0.1"' in told
+    assert "--speed" not in tell(report | {"input": {"speed": 0.1}}, Path("out"))
 
 
 def test_a_refused_prompt_is_not_alive() -> None:

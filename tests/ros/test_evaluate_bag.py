@@ -267,7 +267,7 @@ def empty_video(path: Path) -> Path:
         (empty_video, (), "cannot be decoded as a video"),
         (write_bag, ("--topic", "/rear/image"), f"no image topic /rear/image. Image topics: {IMAGES} (5 of Image)"),
         (write_bag, ("--truth-topic", "/rear/truth"), "no truth topic /rear/truth. Topics that may hold masks: /"),
-        (lambda path: write_bag(path, truth=lambda k: label_map(k, (32, 48))), (), "is 48x32, the images are 96x64"),
+        (lambda path: write_bag(path, truth=lambda k: label_map(k, (32, 48))), (), "is 32x48, the images are 64x96"),
         (lambda path: write_bag(path, truth=lambda k: label_map(k + 100)), (), f"no stamp of {IMAGES} is also one of"),
         (lambda path: write_bag(path, truth=None), ("--prompt-truth",), "--prompt-truth needs true masks"),
         (write_bag, ("--no-discover",), "there is nothing to follow"),
@@ -318,7 +318,7 @@ def test_truth_is_found_by_its_name_and_stamp(tmp_path: Path) -> None:
     assert reader.at(START, *SIZE) is None  # handed out once
     third = reader.at(START + 2 * PERIOD, *SIZE)
     assert third is not None and sorted(third) == [3, 9]
-    with pytest.raises(SizeError, match="96x64"):
+    with pytest.raises(SizeError, match="64x96"):
         reader.at(START + 3 * PERIOD, 10, 10)
     with pytest.raises(InputError, match="/text is std_msgs/msg/String, not sensor_msgs"):
         find_truth(without_images(tmp_path / "text"), "/text")

@@ -180,12 +180,12 @@ REFUSED = {
     "box outside": (
         Prompt(type=Prompt.BOX, box=RegionOfInterest(x_offset=90, width=10, height=10)),
         Code.INVALID_MASK,
-        ["(90, 0)", "96x64"],
+        ["x=90 y=0", "64x96"],
     ),
     "point outside": (
         Prompt(type=Prompt.POINTS, point_x=[200], point_y=[5], point_labels=[1]),
         Code.INVALID_MASK,
-        ["(200, 5)"],
+        ["x=200 y=5"],
     ),
     "points of unequal number": (
         Prompt(type=Prompt.POINTS, point_x=[1, 2], point_y=[1]),

@@ -62,7 +62,7 @@ def test_four_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         status, output = prompt("--camera", "rear", "--box", "1,2,30,20")
         assert status == Code.UNKNOWN_CAMERA and "UNKNOWN_CAMERA" in output, output
         status, output = prompt("--point", "40,30", "--not-point", "40,50", "--name", "dot")
-        assert status == 0 and "dot: OK: track 2" in output, output
+        assert status == 0 and "dot: OK: track 2, applied at " in output, output
         status, output = prompt("--box", "1,2,30,20", "--track-id", "2")
         assert status == 0 and "OK: track 2" in output, output
         status, output = prompt("remove", "1", "44")

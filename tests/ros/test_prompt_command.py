@@ -1,0 +1,95 @@
+"""What the operator's command line prints, for answers made by hand."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ausm_ros.msg import Instance, Prompt, PromptResult
+from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects
+
+from ausm_ros.messages import to_time
+from ausm_ros.prompt import Operator, make_parser, run
+from ausm_ros.prompts import Code
+
+
+class Answering(Operator):
+    """A node that gives one answer."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(SimpleNamespace(), "/perception", 1.0)
+        self._answer = answer
+
+    def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
+        return self._answer
+
+
+def result(code: Code, message: str = "", track_id: int = 0, iou: float = math.nan) -> PromptResult:
+    return PromptResult(code=code, message=message, track_id=track_id, iou_with_prompt=iou)
+
+
+def added(*results: PromptResult) -> Any:
+    bad = [r for r in results if r.code]
+    message = f"{len(bad)} of {len(results)} refused" if bad else ""
+    stamp = to_time(0 if bad else 2 * 10**9)
+    return AddObjects.Response(success=not bad, message=message, results=list(results), applied_stamp=stamp, epoch=7)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "iou", "words"),
+    [
+        (Prompt(type=Prompt.MASK_PNG), 1.0, ""),
+        (Prompt(type=Prompt.MASK_PNG), 0.6, ", 60 % of the mask: another one of this request has the rest"),
+        (Prompt(type=Prompt.MASK_PNG, track_id=3), 0.93, ", the mask it had agreed to 93 %"),
+        (Prompt(type=Prompt.BOX), 0.6, ", in the outline that the model sees there"),
+        (Prompt(type=Prompt.POINTS), 1.0, ", as the plain shape: the model sees no object that fits it"),
+        (Prompt(type=Prompt.BOX), math.nan, ""),
+    ],
+)
+def test_an_accepted_prompt(prompt: Prompt, iou: float, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Answering(added(result(Code.OK, track_id=3, iou=iou))).add("", [prompt], 1.0) == 0
+    assert capsys.readouterr().out == f"object: OK: track 3, applied at 2.000 s, epoch 7{words}\n"
+
+
+def test_a_refusal_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "mask 5x5, camera image 64x96"
+    one = added(result(Code.WRONG_SIZE, sizes))
+    assert Answering(one).add("", [Prompt(name="cup")], 1.0) == Code.WRONG_SIZE
+    assert capsys.readouterr() == (f"cup: WRONG_SIZE: {sizes}\n", "")
+    many = added(*(result(Code.CAPACITY_EXCEEDED, "101 objects, 100 places") for _ in range(101)))
+    assert Answering(many).add("", [Prompt()] * 101, 1.0) == Code.CAPACITY_EXCEEDED
+    assert capsys.readouterr() == ("101 objects: CAPACITY_EXCEEDED: 101 objects, 100 places\n", "")
+    without = AddObjects.Response(success=False, message="UNKNOWN_CAMERA: no camera 'x'")
+    assert Answering(without).add("", [], 1.0) == Code.UNKNOWN_CAMERA
+    assert capsys.readouterr() == ("", "UNKNOWN_CAMERA: no camera 'x'\n")
+
+
+def test_removals_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = RemoveObjects.Response(success=False, message="1 of 2 refused")
+    answer.results = [result(Code.OK, track_id=1), result(Code.UNKNOWN_ID, "no live object 44", 44)]
+    assert Answering(answer).remove("", [1, 44], False) == Code.UNKNOWN_ID
+    assert capsys.readouterr() == ("track 1: OK: removed\ntrack 44: UNKNOWN_ID: no live object 44\n", "")
+    lost = Instance(track_id=2, state=Instance.STATE_LOST, score=0.5)
+    seen = Instance(track_id=1, state=Instance.STATE_TRACKED, score=0.25, area=200)
+    seen.box.width, seen.box.height, seen.box.x_offset = 20, 10, 3
+    assert Answering(ListObjects.Response(success=True, in_use=2, capacity=9, objects=[seen, lost])).list("") == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "2 of 9 places in use" and "last score 0.50  not in sight" in third
+    assert " score 0.25  10x20 at x=3 y=0" in second and "last" not in second
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dance"], "no command 'dance', there are: add, list, remove, reset, click"),
+        (["remove", "abc"], "'abc' is not a track id"),
+        (["remove", "1", "99999999999"], "'99999999999' is not a track id"),
+        (["remove"], "give the track ids, or --all"),
+        (["list", "more"], "list takes no words: 'more'"),
+    ],
+)
+def test_wrong_command_lines(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser()
+    with pytest.raises(SystemExit) as left:
+        run(parser.parse_args(words), parser, SimpleNamespace())
+    assert left.value.code == 64 and told in capsys.readouterr().err
