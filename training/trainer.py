@@ -90,6 +90,14 @@ class Trainer:
         if self.rank == 0:
             save_run(path, iteration=self.iteration, seconds=self.seconds, stage=stage, **whole)
 
+    def keep(self, base: dict[str, Any]) -> None:
+        """Both files of OUT. With --fsdp all processes must call it.
+
+        last.pt comes last: where it is, there is also the checkpoint that says how large the model is.
+        """
+        self.release(self.run_config.out / "ema.safetensors", self.manifest(base))
+        self.save(self.run_config.out / "last.pt")
+
     def resume(self, path: Path) -> None:
         parts = load_run(path)
         before, now = json.loads(parts["stage"]), json.loads(json.dumps(dataclasses.asdict(self.stage)))
@@ -180,6 +188,8 @@ class Trainer:
         saved = validated = time.monotonic()
         if self.iteration >= last:  # killed between the two files of the end
             self.release(r.out / "ema.safetensors", self.manifest(manifest))
+        if self.iteration == 0:  # a run that is killed in its first seconds can be resumed, too
+            self.keep(manifest)
         while self.iteration < last:
             started = time.monotonic()
             parts = [next(loader) for _ in range(r.parts)]
@@ -209,8 +219,7 @@ class Trainer:
                 bar.update()
                 bar.set_postfix_str(f"loss {terms['loss']:.2f}")
             if must_save:
-                self.save(r.out / "last.pt")
-                self.release(r.out / "ema.safetensors", self.manifest(manifest))
+                self.keep(manifest)
                 saved = time.monotonic()
         bar.close()
         if report:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import rclpy
+import rclpy.utilities
 from harness import DOMAIN
 from rclpy.parameter import Parameter
 
@@ -15,6 +16,12 @@ from ausm_ros.counts import CameraCounts
 from ausm_ros.parameters import CameraSettings
 from ausm_ros.perception_node import PerceptionNode
 from ausm_ros.start import init_ros
+
+
+@pytest.fixture(autouse=True)
+def own_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rclpy.init` as in a new process: tests of other files may have left the default context in use."""
+    monkeypatch.setattr(rclpy.utilities, "g_default_context", None)
 
 
 @pytest.mark.parametrize("name", ["perception_node", "overlay_node", "project3d_node"])
