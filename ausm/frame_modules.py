@@ -95,12 +95,13 @@ class FrameModel(AUSM):
 
     def normalise(self, images: Tensor) -> Tensor:
         d = self.config.size_divisor
-        if len(images) == 1 and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[-1] == 3:
+        if images.ndim == 4:
             size = (-(-images.shape[1] // d) * d, -(-images.shape[2] // d) * d)
-            factor = 1 / (255 * self.std)
-            out = maps_cpu.normalise(images[0], factor.flatten(), (-self.mean / self.std).flatten(), size)
-            if out is not None:
-                return out
+            factor, addend = (1 / (255 * self.std)).flatten(), (-self.mean / self.std).flatten()
+            done = [maps_cpu.normalise(image, factor, addend, size) for image in images]
+            taken = [out for out in done if out is not None]
+            if len(taken) == len(images) > 0:
+                return taken[0] if len(taken) == 1 else torch.cat(taken)
         return super().normalise(images)
 
 

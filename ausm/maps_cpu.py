@@ -4,7 +4,8 @@ PyTorch runs them as two to six operations with float32 copies between them (doc
 function returns None for tensors that its kernel does not take.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,12 @@ def add_norm(
 
 
 def group_norm_up(x: Tensor, norm: nn.GroupNorm, small: Tensor | None = None, relu: bool = False) -> Tensor | None:
-    """Group norm of a map x (1, C, H, W), plus `small` (1, C, H/2, W/2) at twice its size, negatives to zero if `relu`.
+    """Group norm of maps x (B, C, H, W), plus `small` (B, C, H/2, W/2) at twice its size, negatives to zero if `relu`.
 
     bfloat16, channels last.
     """
+    if len(x) > 1:
+        return _each(lambda x, small: group_norm_up(x, norm, small, relu), x, small)
     native, C = library(), x.shape[1]
     if native is None or not _takes(x, small) or norm.weight.dtype != torch.float32:
         return None
@@ -68,7 +71,9 @@ def group_norm_up(x: Tensor, norm: nn.GroupNorm, small: Tensor | None = None, re
 
 
 def add_up(x: Tensor, small: Tensor) -> Tensor | None:
-    """x (1, C, H, W) + `small` (1, C, H/2, W/2) at twice its size (bilinear). bfloat16, channels last."""
+    """x (B, C, H, W) + `small` (B, C, H/2, W/2) at twice its size (bilinear). bfloat16, channels last."""
+    if len(x) > 1:
+        return _each(lambda x, small: add_up(x, small), x, small)
     return _mix(x, None, None, small, False) if _takes(x, small) else None
 
 
@@ -87,12 +92,20 @@ def normalise(image: Tensor, factor: Tensor, addend: Tensor, size: tuple[int, in
     return out.permute(0, 3, 1, 2)
 
 
+def _each(work: Callable[[Tensor, Any], Tensor | None], x: Tensor, small: Tensor | None) -> Tensor | None:
+    """`work` on the maps of every frame of a batch."""
+    if small is not None and len(small) != len(x):
+        return None
+    done = [work(x[b : b + 1], None if small is None else small[b : b + 1]) for b in range(len(x))]
+    return None if any(out is None for out in done) else torch.cat([out for out in done if out is not None])
+
+
 def _mix(x: Tensor, scale: Tensor | None, shift: Tensor | None, small: Tensor | None, relu: bool) -> Tensor | None:
-    _, C, H, W = x.shape
-    y = torch.empty_like(x)
     native = library()
     if native is None:
         return None
+    _, C, H, W = x.shape
+    y = torch.empty_like(x)
     status = native.ausm_mix(
         threads(), *map(LONG, (H // 2, W // 2, C)), Held(x), Held(scale), Held(shift), Held(small), INT(relu), Held(y)
     )
@@ -109,4 +122,3 @@ def _takes(x: Tensor, small: Tensor | None) -> bool:
         ):  # fmt: skip
             return False
     return C % LANES == 0 and H % 2 == 0 and W % 2 == 0
-

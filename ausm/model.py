@@ -1,5 +1,6 @@
 """AUSM: the parallel form (Alg. 2) and the two halves of the recurrent step (Alg. 1), over the same modules."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -151,14 +152,23 @@ class AUSM(nn.Module):
         image (H, W, 3) uint8 at the inner size -> predictions of one frame (B' = 1) for K ids and N_det queries.
         active (1, K) bool: which ids are in use, None = all.
         """
-        if not state.absorbed:
+        return self.predict_together([state], image[None], ids[None], active)
+
+    def predict_together(
+        self, states: Sequence[StreamState], images: Tensor, ids: Tensor, active: Tensor | None = None
+    ) -> Predictions:
+        """`predict` for one frame of each of B streams: images (B, H, W, 3), ids (B, K), active (B, K) bool."""
+        if not all(state.absorbed for state in states):
             raise RuntimeError("predict before absorb: the last frame's masks are not in the state")
-        features = self.encode(image[None].to(self.X_0.device))
-        if features.size != state.size:
-            raise ValueError(f"frame has grid {features.size}, the state {state.size}")
-        G = self.decoder(features.X, state.F[None].to(features.X.dtype), features.size)
-        A = self.B[ids].to(features.X.dtype)[None]
+        features = self.encode(images.to(self.X_0.device))
+        for state in states:
+            if features.size != state.size:
+                raise ValueError(f"frame has grid {features.size}, the state {state.size}")
+        history = states[0].F[None] if len(states) == 1 else torch.stack([state.F for state in states])
+        G = self.decoder(features.X, history.to(features.X.dtype), features.size)
+        A = self.B[ids].to(features.X.dtype)
         out = self.pixel_decoder(A, G, features.c2, features.size, active)[-1]
-        state.X.copy_(features.X[0])
-        state.absorbed = False
+        for state, X in zip(states, features.X, strict=True):
+            state.X.copy_(X)
+            state.absorbed = False
         return out

@@ -5,6 +5,8 @@ plain step's to rounding. oneDNN compiles and keeps a set of kernels for every n
 holds one set for each number of objects it has had.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,11 +40,21 @@ class PaddedStep:
 
     def predict(self, state: StreamState, image: Tensor, ids: Tensor) -> Predictions:
         """As `AUSM.predict`."""
-        K, P = len(ids), self._size(len(ids))
-        if K == P:
-            return self.model.predict(state, image, ids)
-        active = (torch.arange(P, device=ids.device) < K)[None]
-        return unpad(self.model.predict(state, image, F.pad(ids, (0, P - K)), active), K, P)
+        return self.predict_together([state], image[None], [ids])[0]
+
+    def predict_together(
+        self, states: Sequence[StreamState], images: Tensor, ids: Sequence[Tensor]
+    ) -> list[Predictions]:
+        """`predict` for one frame of each of several streams: images (B, H, W, 3), ids of each (K,)."""
+        P = self._size(max(len(own) for own in ids))
+        active = torch.stack([torch.arange(P, device=own.device) < len(own) for own in ids])
+        padded = torch.stack([F.pad(own, (0, P - len(own))) for own in ids])
+        out = self.model.predict_together(states, images, padded, None if bool(active.all()) else active)
+        rows = []
+        for b, own in enumerate(ids):
+            row = Predictions(out.masks[b : b + 1], out.objectness[b : b + 1], out.embeddings[b : b + 1])
+            rows.append(row if len(own) == P else unpad(row, len(own), P))
+        return rows
 
     def _size(self, K: int) -> int:
         """Ids P >= K with which there are a multiple of `MULTIPLE` queries, or all N_id."""

@@ -113,24 +113,34 @@ class Stream:
         Raises ImageError for another type or shape, SizeError if the size differs from the running stream's or from a
         waiting prompt's; on an error nothing has changed.
         """
-        check_image(image)
-        self._check_size("image", image.shape[0], image.shape[1])
+        self._check_image(image)
         with self._autocast():
-            if self._state is None:
-                self._start(image.shape[0], image.shape[1])
-            state, g = self._running()
-            if not state.absorbed:
-                self._halves.absorb(state, self._slots(), self._M)
-            self._out = None  # frees its memory for the next one
-            inner = torch.from_numpy(resize_image(image, g))
-            self._out = self._halves.predict(state, inner, self._slots())
-            self._frame += 1
-            self._removed = []
-            self._update(self._out)
-            if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
-                waiting, self._waiting = self._waiting, {}
-                self._overwrite([self._roster.by_id(i) for i in waiting], np.stack(list(waiting.values())))
+            inner = self._begin(image)
+            self._end(self._halves.predict(self._running()[0], inner, self._slots()))
         return self._publish()
+
+    def _begin(self, image: np.ndarray) -> Tensor:
+        """First part of a step (`ausm.together` calls the parts one by one): the last frame goes into the state.
+
+        Returns the image at the inner size.
+        """
+        if self._state is None:
+            self._start(image.shape[0], image.shape[1])
+        state, g = self._running()
+        if not state.absorbed:
+            self._halves.absorb(state, self._slots(), self._M)
+        self._out = None  # frees its memory for the next one
+        return torch.from_numpy(resize_image(image, g))
+
+    def _end(self, out: Predictions) -> None:
+        """Last part of a step but for publication: tracks from what the model said of the image."""
+        self._out = out
+        self._frame += 1
+        self._removed = []
+        self._update(self._out)
+        if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
+            waiting, self._waiting = self._waiting, {}
+            self._overwrite([self._roster.by_id(i) for i in waiting], np.stack(list(waiting.values())))
 
     @torch.inference_mode()
     def absorb(self) -> None:
@@ -248,6 +258,10 @@ class Stream:
         self._saved, self._saved_frame, self._out = deepcopy(state["saved"]), self._frame, None
 
     # --- checks -------------------------------------------------------------------------------------------------
+
+    def _check_image(self, image: np.ndarray) -> None:
+        check_image(image)
+        self._check_size("image", image.shape[0], image.shape[1])
 
     def _check_size(self, what: str, height: int, width: int) -> None:
         if self._geometry is not None:

@@ -12,10 +12,10 @@ from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 from sensor_msgs.msg import CompressedImage, Image
 
 from ausm_ros.counts import CameraCounts
+from ausm_ros.mailbox import Mailbox, Pending
 from ausm_ros.messages import to_ns
 from ausm_ros.parameters import CameraSettings, Settings
 from ausm_ros.timing import SECOND, StampGate, Verdict
-from ausm_ros.worker import Mailbox, Pending
 
 # Reliability is left to `<camera>.reliability`: an override is fixed at the first subscription, `auto` subscribes anew.
 OVERRIDABLE = QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.DURABILITY))

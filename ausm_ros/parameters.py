@@ -89,7 +89,7 @@ SPECS = (
     Spec(
         "prompt.threshold",
         0.0,
-        "Least score at which a prompted object is shown; 0 = always, its mask alone decides.",
+        "Least objectness at which a prompted object is shown; 0 = always, its mask alone decides.",
         dynamic=True,
         low=0.0,
         high=1.0,
@@ -118,6 +118,7 @@ SPECS = (
         "latest: always the newest image; every: all images in order, from a queue of 32.",
         choices=("latest", "every"),
     ),
+    Spec("batch", True, "Images of several cameras that wait at the same moment go through the model in one pass."),
     Spec(
         "max_rate",
         0.0,
@@ -241,6 +242,7 @@ class Settings:
     max_missed: int
     dedupe_iou: float
     policy: str
+    batch: bool
     max_rate: float
     max_image_age: float
     on_time_jump: str

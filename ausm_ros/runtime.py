@@ -12,6 +12,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 import ausm
+from ausm.together import step_together
 from ausm.weights import resolve, sha256
 from ausm_ros.camera import Camera
 from ausm_ros.counts import CameraCounts
@@ -110,25 +111,31 @@ class Runtime:
         sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}
         self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
         for session in sessions.values():
-            self._warm_up(session)
+            self._warm_up([session])
+        if settings.batch and len(sessions) > 1:
+            self._warm_up(list(sessions.values()))
         self.model_values["configure_s"] = time.monotonic() - started
         self.cameras: dict[str, CameraParts] = {}
         for camera in cameras:
             self.cameras[camera.name] = self._build(camera, sessions[camera.name])
-        self.worker = Worker([parts.task for parts in self.cameras.values()], on_fatal)
+        tasks = [parts.task for parts in self.cameras.values()]
+        self.worker = Worker(tasks, on_fatal, step_together if settings.batch else None)
 
-    def _warm_up(self, session: Session) -> None:
+    def _warm_up(self, sessions: list[Session]) -> None:
         """Steps on a blank image, then one for each padded number of objects that is usual: kernels are chosen now."""
         height, width = self.settings.warmup_size
-        blank = np.zeros((height, width, 3), np.uint8)
+        streams = [session.stream for session in sessions]
+        blanks = [np.zeros((height, width, 3), np.uint8)] * len(streams)
         for _ in range(self.settings.warmup_frames):
-            session.stream.step(blank)
-        for number in range(WARM_STEP, min(WARM_OBJECTS, session.stream.capacity) + 1, WARM_STEP):
+            step_together(streams, blanks)
+        for number in range(WARM_STEP, min(WARM_OBJECTS, streams[0].capacity) + 1, WARM_STEP):
             if self.settings.warmup_frames:
-                session.stream.reset()
-                session.stream.prompt(np.ones((number, height, width), bool))
-                session.stream.step(blank)
-        session.stream.reset()
+                for stream in streams:
+                    stream.reset()
+                    stream.prompt(np.ones((number, height, width), bool))
+                step_together(streams, blanks)
+        for stream in streams:
+            stream.reset()
 
     def _build(self, camera: CameraSettings, session: Session) -> CameraParts:
         counts = CameraCounts()
@@ -184,7 +191,7 @@ class Runtime:
     def close(self) -> None:
         """Removes the publishers and gives the device's memory back."""
         self.stop()
-        self.worker = Worker([], lambda _: None)
+        self.worker = Worker([], lambda _: None, None)
         while self.cameras:
             self.cameras.popitem()[1].outputs.destroy()  # and no name here that still holds the last camera's stream
         give_back()

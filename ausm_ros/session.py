@@ -88,7 +88,10 @@ class Session:
 
     def step(self, image: np.ndarray, stamp: int) -> StepOutput:
         """image (H, W, 3) uint8 RGB. Raises `NotFiniteError` when the model's scores are not numbers."""
-        output = self.stream.step(image)
+        return self.accept(self.stream.step(image), image, stamp)
+
+    def accept(self, output: StepOutput, image: np.ndarray, stamp: int) -> StepOutput:
+        """Notes a step that the stream has made with this image. Raises as `step`."""
         if not all(math.isfinite(t.score) for t in output.tracks):
             raise NotFiniteError(f"frame {output.frame_index}: the model's scores are not finite")
         self._stamp = stamp

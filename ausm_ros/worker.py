@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,20 +14,13 @@ import numpy as np
 from ausm.errors import AusmError, ImageError
 from ausm.tracks import StepOutput
 from ausm_ros.counts import CameraCounts
+from ausm_ros.mailbox import QUEUE, Mailbox, Pending
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome
 from ausm_ros.session import NotFiniteError, Session, Snapshot
 
-QUEUE = 32  # images held for policy "every"
 MAX_FAILURES = 3  # unexpected errors in a row before the node gives up
 
-
-class Pending(NamedTuple):
-    """An image that waits to be processed."""
-
-    message: Any  # as received
-    stamp: int  # [ns]
-    received: float  # time.monotonic()
-    jump: bool = False  # time went back before this image
+StepTogether = Callable[[list[Any], list[np.ndarray]], list[StepOutput]]  # `ausm.together.step_together`
 
 
 class Report(NamedTuple):
@@ -39,7 +33,17 @@ class Report(NamedTuple):
     dropped: int
     received: float  # time.monotonic()
     queue_time: float  # seconds
-    inference_time: float  # seconds
+    inference_time: float  # seconds; of the batch, where cameras stepped together
+
+
+class Ready(NamedTuple):
+    """A decoded image on its way through the model."""
+
+    pending: Pending
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    queue_time: float  # seconds
+    output: StepOutput | None = None  # once several cameras have stepped together
+    inference_time: float = 0.0  # seconds, of all of them
 
 
 class PromptsApplied(NamedTuple):
@@ -58,44 +62,6 @@ class PromptRequest:
     atomic: bool
     stamp: int = 0  # 0 = next image
     future: "Future[PromptsApplied]" = field(default_factory=Future)
-
-
-class Mailbox:
-    """The images of one camera that wait: only the newest, or (policy "every") the last `QUEUE`."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._images: deque[Pending] = deque()
-        self._lock = threading.Lock()
-
-    def put(self, pending: Pending) -> int:
-        """Returns how many older images it displaced; a jump in time among them is passed on."""
-        with self._lock:
-            displaced = 0
-            while len(self._images) >= self._size:
-                oldest = self._images.popleft()
-                displaced += 1
-                if oldest.jump and self._images:
-                    self._images[0] = self._images[0]._replace(jump=True)
-                elif oldest.jump:
-                    pending = pending._replace(jump=True)
-            self._images.append(pending)
-            return displaced
-
-    def take(self) -> Pending | None:
-        with self._lock:
-            return self._images.popleft() if self._images else None
-
-    def since(self) -> float | None:
-        """When the oldest waiting image was received, None if there is none."""
-        with self._lock:
-            return self._images[0].received if self._images else None
-
-    def clear(self) -> int:
-        with self._lock:
-            number = len(self._images)
-            self._images.clear()
-            return number
 
 
 class CameraTask:
@@ -119,11 +85,17 @@ class CameraTask:
         self.on_time_jump = "reset"
         self.on_size_change = "reset"
         self.failures = 0
+        self.ready: Ready | None = None
         self._decode = decode
         self._publish = publish
         self._log_error = log_error
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._prompts: deque[PromptRequest] = deque()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of this epoch's images; 0 x 0 before the first."""
+        return self.session.snapshot.height, self.session.snapshot.width
 
     @property
     def waiting_prompts(self) -> list[ObjectPrompt]:
@@ -194,10 +166,17 @@ class CameraTask:
 
     def process(self) -> None:
         """Takes one image through decode, step, prompts and publication."""
+        self.prepare()
+        self.finish()
+        self.absorb()
+
+    def prepare(self) -> None:
+        """Takes an image from the mailbox: `ready`, unless there is none that the stream can take."""
+        self.ready = None
         pending = self.mailbox.take()
         if pending is None:
             return
-        started = time.monotonic()
+        queue_time = time.monotonic() - pending.received
         try:
             image = self._decode(pending.message)
         except ImageError as error:
@@ -215,11 +194,23 @@ class CameraTask:
                 return
             self.reset("size_changes")
             self.session.see(height, width, pending.stamp)
+        self.ready = Ready(pending, image, queue_time)
+
+    def finish(self) -> None:
+        """Steps the image that is ready, unless that is done already, applies prompts and publishes."""
+        ready = self.ready
+        if ready is None:
+            return
+        pending, inference = ready.pending, ready.inference_time
         try:
-            before = time.monotonic()
-            self.session.step(image, pending.stamp)
-            inference = time.monotonic() - before
+            if ready.output is not None:
+                self.session.accept(ready.output, ready.image, pending.stamp)
+            else:
+                before = time.monotonic()
+                self.session.step(ready.image, pending.stamp)
+                inference = time.monotonic() - before
         except (AusmError, NotFiniteError) as error:
+            self.ready = None
             self.counts.drop("failed")
             self._log_error("failed", f"{type(error).__name__}: {error}; history reset")
             self.reset("model_errors")
@@ -229,12 +220,12 @@ class CameraTask:
         assert output is not None  # a step was made
         report = Report(
             pending.message,
-            image,
+            ready.image,
             output,
             self.session.snapshot,
             self.counts.take_dropped(),
             pending.received,
-            started - pending.received,
+            ready.queue_time,
             inference,
         )
         self._publish(report)
@@ -243,7 +234,12 @@ class CameraTask:
         self.counts.processed.add(time.monotonic() - pending.received)
         self.counts.count("processed")
         self.failures = 0
-        self.session.stream.absorb()  # half of the next step, done while the camera exposes
+
+    def absorb(self) -> None:
+        """Half of the next step, done while the camera exposes."""
+        if self.ready is not None:
+            self.ready = None
+            self.session.stream.absorb()
 
     def reset(self, event: str) -> int:
         """A new epoch, counted as `event`; returns it. A prompt that waits for a stamp of the old one is refused."""
@@ -256,6 +252,7 @@ class CameraTask:
 
     def recover(self, error: Exception) -> bool:
         """After an unexpected error: a new epoch, unless it is the third in a row."""
+        self.ready = None
         self.failures += 1
         self.counts.drop("failed")
         self._log_error("internal", f"{type(error).__name__}: {error}; history reset")
@@ -273,13 +270,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class Worker:
-    """One thread for all cameras: they share the weights and the device. The image that waits longest goes first."""
+def step_batch(step: StepTogether, tasks: Sequence[CameraTask]) -> None:
+    """One pass of the model for the images of several cameras that are ready."""
+    images = [task.ready.image for task in tasks if task.ready is not None]
+    before = time.monotonic()
+    outputs = step([task.session.stream for task in tasks], images)
+    duration = time.monotonic() - before
+    for task, output in zip(tasks, outputs, strict=True):
+        assert task.ready is not None
+        task.ready = task.ready._replace(output=output, inference_time=duration)
 
-    def __init__(self, tasks: Sequence[CameraTask], on_fatal: Callable[[str], None]) -> None:
-        """on_fatal: called once from the worker's thread when it cannot go on (out of memory, errors that repeat)."""
+
+class Worker:
+    """One thread for all cameras: they share the weights and the device.
+
+    Images that wait at the same moment are taken together, else the one that waits longest goes first.
+    """
+
+    def __init__(
+        self, tasks: Sequence[CameraTask], on_fatal: Callable[[str], None], together: StepTogether | None
+    ) -> None:
+        """on_fatal: called once from the worker's thread when it cannot go on (out of memory, errors that repeat).
+
+        together: steps several cameras at once; None = one after the other.
+        """
         self._tasks = list(tasks)
         self._on_fatal = on_fatal
+        self._together = together
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -306,9 +323,11 @@ class Worker:
             task.counts.drop("disabled", task.mailbox.clear())
             task.refuse_waiting(Code.NOT_ACTIVE, "the node was deactivated")
 
-    def _next(self) -> CameraTask | None:
+    def _next(self) -> list[CameraTask]:
+        """The camera that waits longest, and others that wait with images of the same size."""
         waiting = [(since, task) for task in self._tasks if (since := task.mailbox.since()) is not None]
-        return min(waiting, key=lambda pair: pair[0])[1] if waiting else None
+        tasks = [task for _, task in sorted(waiting, key=lambda pair: pair[0])]
+        return [t for t in tasks if t is tasks[0] or (self._together and t.size == tasks[0].size)]
 
     def _run(self) -> None:
         while True:
@@ -318,20 +337,33 @@ class Worker:
                     return
             for task in self._tasks:
                 task.run_calls()
-            chosen = self._next()
-            if chosen is None:
-                continue
-            try:
-                chosen.process()
-            except Exception as error:  # the thread must live on; recover() logs it
-                if is_out_of_memory(error):
-                    self._on_fatal(f"out of memory: {str(error).splitlines()[0]}")
-                    return
-                try:
-                    if chosen.recover(error):
-                        continue
-                    words = f"{MAX_FAILURES} errors in a row, the last"
-                except Exception as second:  # the thread may not end without a word
-                    error, words = second, "no reset after an error"
-                self._on_fatal(f"{words}: {type(error).__name__}: {error}")
+            tasks = self._next()
+            if not all(self._attempt([task], task.prepare) for task in tasks):
                 return
+            ready = [task for task in tasks if task.ready is not None]
+            together = partial(step_batch, self._together, ready) if self._together and len(ready) > 1 else None
+            if together and not self._attempt(ready, together):
+                return
+            # all are published before the first one begins with its next step
+            if not all(self._attempt([task], task.finish) for task in tasks):
+                return
+            if not all(self._attempt([task], task.absorb) for task in tasks):
+                return
+
+    def _attempt(self, tasks: Sequence[CameraTask], work: Callable[[], None]) -> bool:
+        """Runs `work`; after an unexpected error its cameras begin new epochs. False when the worker cannot go on."""
+        try:
+            work()
+        except Exception as error:  # the thread must live on; recover() logs it
+            if is_out_of_memory(error):
+                self._on_fatal(f"out of memory: {str(error).splitlines()[0]}")
+                return False
+            try:
+                if all(task.recover(error) for task in tasks):
+                    return True
+                words = f"{MAX_FAILURES} errors in a row, the last"
+            except Exception as second:  # the thread may not end without a word
+                error, words = second, "no reset after an error"
+            self._on_fatal(f"{words}: {type(error).__name__}: {error}")
+            return False
+        return True

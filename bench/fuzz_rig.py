@@ -36,7 +36,7 @@ class Rig:
             get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
         )
         self.task = CameraTask("camera", session, "latest", rgb_of, self._publish, self._log, self.counts)
-        self.worker = Worker([self.task], self.fatal.append)
+        self.worker = Worker([self.task], self.fatal.append, None)
         camera = CameraSettings("camera", "raw", "auto")
         self.camera = Camera(
             node, camera, self.task.mailbox, self.counts, self.worker.notify, lambda: self.settings, self._log

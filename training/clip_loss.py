@@ -47,7 +47,8 @@ class ClipLoss(nn.Module):
         device = self.model.X_0.device
         t = preprocess(masks.to(device), ts.to(device), (H // 8, W // 8), ids.to(device))
         if self.stage.noise is not None:
-            t = t._replace(history=add_noise(t.history, t.active, self.stage.noise, generator))
+            noisy = add_noise(t.history, t.active, self.stage.noise, generator)
+            t = t._replace(history=noisy.history, fixed=noisy.fixed)
         return t
 
     def forward(
@@ -88,6 +89,6 @@ class ClipLoss(nn.Module):
             logits = torch.where(logits == logits.amax(2, keepdim=True), logits, -logits.abs())
         marks = marks_from_logits(logits, features.size)
         history = targets.history.clone()
-        own = targets.active[:, :-1, :, None, None]
+        own = (targets.active[:, :-1] & ~targets.fixed[:, 1:])[..., None, None]
         history[:, 1:] = torch.where(own, marks[:, :-1], history[:, 1:])
         return history

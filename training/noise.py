@@ -4,6 +4,7 @@ All functions change only what the model is told about the past, never the targe
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,26 @@ class HistoryNoise:
     drop: float = 0.05  # one frame without its mask
     blackout: float = 0.15  # a run of frames without marks although the object is visible: only the state knows it
     blackout_frames: tuple[int, int] = (2, 4)
+    slip: float = 0.0  # per absence: the mark goes on to something else, as a mask that loses its object does
+    late: float = 0.0  # per absence: told only some frames after the return, so that the object must be known again
+    late_frames: tuple[int, int] = (1, 6)
 
 
-def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: torch.Generator) -> Tensor:
+class Noisy(NamedTuple):
+    """A history with noise, and where it was made wrong on purpose for longer than a frame."""
+
+    history: Tensor  # (B, T, K, h, w) bool
+    fixed: Tensor  # (B, T, K) bool: withheld or false marks; the model's own masks must not repair them
+
+
+def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: torch.Generator) -> Noisy:
     """history (B, T, K, h, w) bool, active (B, T, K) bool -> noisy history, same shape, on the same device.
 
     No noise leaves an instance without any mark on its first history frame: it would have no history at all.
     """
     B, T, K = active.shape
     if K == 0:  # a clip without any object
-        return history
+        return Noisy(history, torch.zeros_like(active))
     device = history.device
 
     def chance(p: float) -> Tensor:
@@ -51,8 +62,61 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     start = torch.randint(1, max(T, 2), (B, 1, K), generator=generator)
     t = torch.arange(T)[None, :, None]
     run = (t >= start) & (t < start + length) & (torch.rand(B, 1, K, generator=generator) < noise.blackout)
-    lost = (lost | run.to(device)) & ~first
-    return out & ~lost[..., None, None]
+    run = run.to(device) & ~first
+    out = out & ~((lost & ~first) | run)[..., None, None]
+    return _mislead(out, history, active, run, noise, generator)
+
+
+def _mislead(
+    out: Tensor, history: Tensor, active: Tensor, fixed: Tensor, noise: HistoryNoise, generator: torch.Generator
+) -> Noisy:
+    """False marks while an object is away, and no true ones for a while after it is back."""
+    if not (noise.slip or noise.late):
+        return Noisy(out, fixed)
+    out, fixed = out.clone(), fixed.clone()
+    has = history.flatten(3).any(-1)
+    T = active.shape[1]
+    for b, k in (has.any(1) & (active & ~has).any(1)).nonzero().tolist():
+        for gone, back in _absences(has[b, :, k].tolist()):
+            slips, is_late = (torch.rand(2, generator=generator) < torch.tensor([noise.slip, noise.late])).tolist()
+            end = back
+            if is_late:
+                low, high = noise.late_frames
+                end = min(back + int(torch.randint(low, high + 1, (), generator=generator)), T)
+            out[b, back:end, k] = False
+            if slips:
+                out[b, gone:end, k] = _wrong_marks(history[b], gone, end, k, generator)
+            fixed[b, gone if slips else back : end, k] = True
+    return Noisy(out, fixed)
+
+
+def _absences(has: list[bool]) -> list[tuple[int, int]]:
+    """[gone, back) for every run of frames without marks after the first marks; back = T where none come again."""
+    runs, gone = [], 0
+    for t in range(1, len(has) + 1):
+        if t < len(has) and has[t - 1] and not has[t]:
+            gone = t
+        elif gone and (t == len(has) or has[t]):
+            runs.append((gone, t))
+            gone = 0
+    return runs
+
+
+def _wrong_marks(history: Tensor, gone: int, end: int, k: int, generator: torch.Generator) -> Tensor:
+    """(end - gone, h, w): half of another object, which follows it, or the last marks a few tokens aside, at rest.
+
+    history (T, K, h, w).
+    """
+    others = [j for j in range(history.shape[1]) if j != k and bool(history[gone:end, j].any())]
+    if others and float(torch.rand((), generator=generator)) < 0.5:
+        j = others[int(torch.randint(len(others), (), generator=generator))]
+        marks = history[gone:end, j]
+        half = marks.int().cumsum(-1) * 2 <= marks.sum(-1, keepdim=True)  # of every row of tokens
+        return marks & half
+    by = torch.randint(-3, 4, (2,), generator=generator).tolist()
+    last = history[gone - 1]
+    dy, dx = (torch.full((1, 1, 1), n, device=history.device) for n in by)
+    return _shifted(last[None, None, k : k + 1], dy, dx)[0, 0].expand(end - gone, -1, -1)
 
 
 def _shifted(maps: Tensor, dy: Tensor, dx: Tensor) -> Tensor:

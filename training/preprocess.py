@@ -26,6 +26,7 @@ class Targets(NamedTuple):
     det: Tensor  # (B, T, K) bool: a detection target, visible
     masks: Tensor  # (B, T, K, H, W) bool: y
     visible: Tensor  # (B, T, K) bool: y is not empty
+    fixed: Tensor  # (B, T, K) bool: marks made wrong on purpose, which the model's own masks do not replace
 
 
 def sample_switch(visible: Tensor, valid: Tensor, first_p: float, generator: torch.Generator) -> Tensor:
@@ -61,7 +62,7 @@ def preprocess(masks: Tensor, ts: Tensor, grid: tuple[int, int], ids: Tensor) ->
     det = used & (t <= switch) & visible
     y = marks_from_masks(masks, grid)
     before = torch.cat((y[:, :1], y[:, :-1]), 1)  # M_{t-1} = y_{t-1}; M_0 = y_1
-    return Targets(ids, before & active[..., None, None], active, det, masks, visible)
+    return Targets(ids, before & active[..., None, None], active, det, masks, visible, torch.zeros_like(active))
 
 
 def sample_ids(B: int, K: int, N_id: int, generator: torch.Generator) -> Tensor:

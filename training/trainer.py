@@ -186,8 +186,6 @@ class Trainer:
         report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
         validation = Validation(self.sources, s, r.seed) if r.validate_every else None
         saved = validated = time.monotonic()
-        if self.iteration >= last:  # killed between the two files of the end
-            self.release(r.out / "ema.safetensors", self.manifest(manifest))
         if self.iteration == 0:  # a run that is killed in its first seconds can be resumed, too
             self.keep(manifest)
         while self.iteration < last:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
+from ausm.checks import check_out_folder
 from ausm.evaluate.images import coco
 
 
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line per figure (percent) and one JSON object; a figure without truth is null."""
+    if args.out is not None:
+        check_out_folder(args.out.parent)
     digest = weights.sha256(weights.resolve(args.checkpoint))
     result, detections = coco(
         ausm.load(args.checkpoint, device=args.device),

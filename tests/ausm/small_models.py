@@ -1,6 +1,8 @@
 """Models small enough to build and run in tests, with every kind of module of the presets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -45,3 +47,21 @@ def build(config: AusmConfig, seed: int = 0) -> AUSM:
         if model.pixel_decoder.seeds is not None:  # far apart, so that rounding does not change which are the highest
             model.pixel_decoder.seeds.score.weight.mul_(100)
     return model
+
+
+def assert_steps_alike(model: AUSM, halves: Any, size: tuple[int, int], counts: Sequence[int]) -> None:
+    """`halves` predicts and absorbs as `model` does, frame by frame with so many ids: outputs, F and the state."""
+    plain, other, random = model.new_state(*size), model.new_state(*size), torch.Generator().manual_seed(0)
+    for K in counts:
+        ids = torch.randperm(model.config.N_id, generator=random)[:K]
+        M = torch.rand(K, *plain.size, generator=random) > 0.7
+        image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=random)
+        model.absorb(plain, ids, M)
+        halves.absorb(other, ids, M)
+        torch.testing.assert_close(other.F, plain.F, rtol=1e-4, atol=1e-5)
+        expected, out = model.predict(plain, image, ids), halves.predict(other, image, ids)
+        wanted = (1, K + model.config.N_det, size[0] // 4, size[1] // 4)
+        assert out.masks.shape == expected.masks.shape == wanted and other.absorbed is False
+        for name in ("masks", "objectness", "embeddings"):
+            torch.testing.assert_close(getattr(out, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(other.ssm, plain.ssm, rtol=1e-4, atol=1e-5)

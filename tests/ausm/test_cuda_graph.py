@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_models import build, small_nano
+from small_models import assert_steps_alike, build, small_nano
 
 from ausm.cuda_graph import GraphedStep, HostFrames, padded_size, stepper
 from ausm.model import AUSM
@@ -28,20 +28,8 @@ def test_sizes_are_powers_of_two_up_to_the_number_of_ids() -> None:
 
 
 def test_padded_step_agrees_with_the_plain_one_while_objects_come_and_go(model: AUSM) -> None:
-    plain, padded, graphs = model.new_state(*SIZE), model.new_state(*SIZE), GraphedStep(model)
-    random = torch.Generator().manual_seed(0)
-    for frame, K in enumerate((0, 1, 3, 3, 5, 2, 12, 0)):
-        ids = torch.randperm(12, generator=random)[:K]
-        M = torch.rand(K, *plain.size, generator=random) > 0.7
-        image = torch.randint(0, 256, (*SIZE, 3), dtype=torch.uint8, generator=random)
-        model.absorb(plain, ids, M)
-        graphs.absorb(padded, ids, M)
-        torch.testing.assert_close(padded.F, plain.F, rtol=1e-4, atol=1e-5)
-        expected, out = model.predict(plain, image, ids), graphs.predict(padded, image, ids)
-        assert padded.absorbed is False and out.masks.shape == expected.masks.shape, frame
-        for name in ("masks", "objectness", "embeddings"):
-            torch.testing.assert_close(getattr(out, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(padded.ssm, plain.ssm, rtol=1e-4, atol=1e-5)
+    graphs = GraphedStep(model)
+    assert_steps_alike(model, graphs, SIZE, (0, 1, 3, 3, 5, 2, 12, 0))
     # frame by frame: 1, 1, 4, 4, 8, 2, 12, 1; a size is absorbed with only once its image is known
     assert {P for half, P in graphs._runs if half == "predict"} == {1, 2, 4, 8, 12}
     assert {P for half, P in graphs._runs if half == "absorb"} == {1, 4}

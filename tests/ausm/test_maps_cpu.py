@@ -102,6 +102,15 @@ def test_add_up() -> None:
     torch.testing.assert_close(maps_cpu.add_up(x, small).float(), x.float() + up, **BF16)
 
 
+def test_maps_of_a_batch_are_those_of_its_frames() -> None:
+    norm = learned(nn.GroupNorm(16, 64))
+    x, small = (torch.cat([frame_map(64, *size, seed=seed) for seed in (1, 2, 3)]) for size in ((10, 26), (5, 13)))
+    for work in (lambda x, small: maps_cpu.group_norm_up(x, norm, small, True), maps_cpu.add_up):
+        together, each = work(x, small), [work(x[b : b + 1], small[b : b + 1]) for b in range(3)]
+        assert torch.equal(together, torch.cat(each)) and together.is_contiguous(memory_format=torch.channels_last)
+        assert work(x, small[:2]) is None
+
+
 @pytest.mark.parametrize("size", [(32, 32), (30, 33), (1, 1), (17, 64)])
 def test_normalise(size: tuple[int, int]) -> None:
     image = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import build, small_nano
+from small_models import assert_steps_alike, build, small_nano
 
 import ausm
 from ausm import inference
@@ -43,26 +43,18 @@ class Watched:
         self.sizes.append(len(ids))
         self.model.absorb(state, ids, M)
 
-    def predict(self, state: Any, image: Any, ids: Any, active: Any = None) -> Any:
+    def predict(self, state: Any, image: Any, ids: Any) -> Any:
         self.sizes.append(len(ids))
-        return self.model.predict(state, image, ids, active)
+        return self.model.predict(state, image, ids)
+
+    def predict_together(self, states: Any, images: Any, ids: Any, active: Any) -> Any:
+        self.sizes.append(ids.shape[1])
+        return self.model.predict_together(states, images, ids, active)
 
 
 def test_agrees_with_the_plain_step_while_objects_come_and_go(model: AUSM) -> None:
     watched = Watched(model)
-    plain, padded, step = model.new_state(*SIZE), model.new_state(*SIZE), PaddedStep(watched)  # type: ignore[arg-type]
-    random = torch.Generator().manual_seed(0)
-    for K in (0, 1, 2, 3, 5, 10, 2, 11, 12, 0):
-        ids = torch.randperm(12, generator=random)[:K]
-        M = torch.rand(K, *plain.size, generator=random) > 0.7
-        image = torch.randint(0, 256, (*SIZE, 3), dtype=torch.uint8, generator=random)
-        model.absorb(plain, ids, M)
-        step.absorb(padded, ids, M)
-        torch.testing.assert_close(padded.F, plain.F, rtol=1e-4, atol=1e-5)
-        expected, out = model.predict(plain, image, ids), step.predict(padded, image, ids)
-        assert out.masks.shape == expected.masks.shape == (1, K + 6, 16, 24) and not padded.absorbed
-        for name in ("masks", "objectness", "embeddings"):
-            torch.testing.assert_close(getattr(out, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+    assert_steps_alike(model, PaddedStep(watched), SIZE, (0, 1, 2, 3, 5, 10, 2, 11, 12, 0))  # type: ignore[arg-type]
     # with 6 detection queries: 8, 16, or all 18
     assert watched.sizes == [n for P in (2, 2, 2, 10, 10, 10, 2, 12, 12, 2) for n in (P, P)]
 

@@ -16,6 +16,7 @@ from harness import (
     perception,
     robot,
     scenery,
+    square,
     wait_until,
 )
 from rcl_interfaces.msg import ParameterType
@@ -105,6 +106,33 @@ def test_cameras_share_nothing_but_the_weights(streams: Robot) -> None:
     assert streams.show("rear").epoch == epochs["rear"] and streams.objects("rear").in_use == 1
     assert streams.objects("").message.startswith("UNKNOWN_CAMERA")  # which of the three?
     assert streams.reset("").success and streams.objects("rear").in_use == 0
+
+
+def test_cameras_in_one_pass_keep_their_objects_apart(streams: Robot) -> None:
+    """Images that arrive together: both answers have the time of the one pass, to the nanosecond."""
+    streams.reset()
+    for camera, x in (("front", 10), ("rear", 50)):
+        streams.show(camera)
+        assert streams.add_and_show(mask_prompt(square(x)), camera=camera).success
+
+    def together() -> bool:
+        stamps = {}
+        for camera in ("front", "rear", "front", "rear"):  # while the first is in work the others come to wait
+            stamps[camera] = next_stamp()
+            streams.publish(image_message(stamps[camera]), camera)
+        times = set()
+        for camera, stamp in stamps.items():
+            answer = streams.answer(camera, stamp, 5)
+            if answer is None:  # best effort: lost
+                return False
+            assert answer.camera == camera
+            assert [instance.track_id for instance in answer.instances] in ([], [1])
+            times.add((answer.inference_time.sec, answer.inference_time.nanosec))
+        return len(times) == 1
+
+    assert any(together() for _ in range(20))
+    assert [streams.objects(camera).in_use for camera in ("front", "rear")] == [1, 1]
+    streams.reset()
 
 
 def test_bag_that_loops_starts_an_epoch(streams: Robot) -> None:

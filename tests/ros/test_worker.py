@@ -10,10 +10,11 @@ import pytest
 from ausm.errors import ImageError
 from ausm.masks import Box
 from ausm_ros.counts import CameraCounts
+from ausm_ros.mailbox import QUEUE, Mailbox, Pending
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
-from ausm_ros.worker import QUEUE, CameraTask, Mailbox, Pending, PromptRequest, Report, Worker, is_out_of_memory
-from bench.scripted_stream import ScriptedStream
+from ausm_ros.worker import CameraTask, PromptRequest, Report, Worker, is_out_of_memory
+from bench.scripted_stream import ScriptedStream, scripted_together
 
 SIZE = (8, 12)
 
@@ -21,13 +22,14 @@ SIZE = (8, 12)
 class Bench:
     """A worker with one or more cameras; messages are (H, W, 3) arrays, or an exception to raise in the decoder."""
 
-    def __init__(self, cameras: int = 1, policy: str = "latest") -> None:
+    def __init__(self, cameras: int = 1, policy: str = "latest", batch: bool = False) -> None:
         self.reports: list[tuple[str, Report]] = []
         self.errors: list[tuple[str, str]] = []
         self.fatal: list[str] = []
         self.streams: list[ScriptedStream] = []
         self.tasks = [self._task(f"camera{k}", policy) for k in range(cameras)]
-        self.worker = Worker(self.tasks, self.fatal.append)
+        self.batches: list[int] = []
+        self.worker = Worker(self.tasks, self.fatal.append, self._together if batch else None)
         self.stamp = 1_000
 
     def _task(self, name: str, policy: str) -> CameraTask:
@@ -46,6 +48,10 @@ class Bench:
             name, session, policy, decode, lambda report: self.reports.append((name, report)),
             lambda kind, text: self.errors.append((kind, text)), CameraCounts(),
         )  # fmt: skip
+
+    def _together(self, streams: Any, images: Any) -> Any:
+        self.batches.append(len(streams))
+        return scripted_together(streams, images)
 
     def put(self, message: Any = None, task: int = 0, stamp: int = 0, jump: bool = False) -> int:
         self.stamp = stamp or self.stamp + 1_000
@@ -129,6 +135,61 @@ def test_two_cameras_take_turns() -> None:
     bench.worker.stop()
     names = [name for name, _ in bench.reports]
     assert names.count("camera1") == 5 and names.count("camera0") >= 5
+
+
+def test_cameras_that_wait_at_the_same_moment_step_together() -> None:
+    bench = Bench(cameras=3, batch=True)
+    other = np.zeros((16, 20, 3), np.uint8)
+    for k in (1, 2, 0):
+        bench.put(task=k, message=other if k == 2 else None)
+    bench.worker.start()
+    bench.wait(lambda: len(bench.reports) == 3)
+    # no size is known before the first image: all are taken; what their sizes mean is the model's business
+    assert bench.batches == [3] and [name for name, _ in bench.reports] == ["camera1", "camera2", "camera0"]
+    bench.worker.stop()
+    for k in (2, 0, 1):
+        bench.put(task=k, message=other if k == 2 else None)
+    bench.worker.start()
+    bench.wait(lambda: len(bench.reports) == 6)
+    assert bench.batches == [3, 2] and [name for name, _ in bench.reports[3:]] == ["camera2", "camera0", "camera1"]
+    assert all(r.output.frame_index == 1 and r.inference_time > 0 for _, r in bench.reports[3:])
+    bench.worker.stop()
+    bench.put(task=0)
+    bench.put(ImageError("bad"), task=1)  # nothing is left to step together
+    bench.worker.start()
+    bench.wait(lambda: len(bench.reports) == 7 and bench.errors)
+    assert bench.batches == [3, 2]
+    bench.worker.stop()
+    assert not bench.fatal
+
+
+def test_an_error_of_a_batch_resets_its_cameras_and_a_bad_score_only_its_own() -> None:
+    bench = Bench(cameras=2, batch=True)
+
+    def both() -> None:
+        for k in range(2):
+            bench.put(task=k)
+        bench.worker.start()
+        bench.wait(lambda: not any(t.has_work() or t.ready for t in bench.tasks))
+        bench.worker.stop()
+
+    both()
+    epochs = [t.session.epoch for t in bench.tasks]
+    bench.streams[1].nan = True
+    bench.tasks[1].post_prompts(PromptRequest([prompt()], atomic=True))
+    both()  # the prompt is applied to this image
+    both()
+    assert [t.session.epoch for t in bench.tasks] == [epochs[0], epochs[1] + 1]
+    assert [kind for kind, _ in bench.errors] == ["failed"]
+    bench.streams[1].nan = False
+    both()  # not together: after a reset the size of the next image is not known
+    bench.streams[0].fail = RuntimeError("broken")
+    both()
+    assert [t.session.epoch for t in bench.tasks] == [epochs[0] + 1, epochs[1] + 2] and not bench.fatal
+    bench.streams[0].fail = None
+    number = len(bench.reports)
+    both()
+    assert len(bench.reports) == number + 2 and [t.failures for t in bench.tasks] == [0, 0]
 
 
 def test_unreadable_image_is_counted_and_the_stream_goes_on(bench: Bench) -> None:

@@ -107,5 +107,6 @@ def test_masks_fall_off_around_their_seed() -> None:
 
 def test_a_clip_without_objects_has_a_history_without_objects() -> None:
     history = torch.zeros(2, 4, 0, 8, 8, dtype=torch.bool)
-    out = add_noise(history, torch.zeros(2, 4, 0, dtype=torch.bool), HistoryNoise(), torch.Generator().manual_seed(0))
-    assert out.shape == history.shape
+    active = torch.zeros(2, 4, 0, dtype=torch.bool)
+    out = add_noise(history, active, HistoryNoise(), torch.Generator().manual_seed(0))
+    assert out.history.shape == history.shape and out.fixed.shape == active.shape
