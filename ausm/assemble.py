@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ausm.config import StreamConfig
+
 
 class Geometry(NamedTuple):
     """Input image -> inner image (resized to `short_side`) -> padded grid."""
@@ -123,6 +125,16 @@ def keep_detections(masks: Tensor, scores: Tensor, taken: Tensor, limit: float) 
         kept.append(i)
         others.append(masks[i])
     return kept
+
+
+def detections(logits: Tensor, fg: Tensor, tracked: Tensor, config: StreamConfig) -> list[int]:
+    """D = filter_fg(y_det) (Alg. 1 l. 15), best first, without duplicates.
+
+    logits (n, H, W) and foreground probabilities fg (n,) of the detection queries, tracked (K, H, W) logits.
+    """
+    over = (fg > config.score_threshold).nonzero().flatten()
+    kept = keep_detections(logits[over] > 0, fg[over], tracked > 0, config.dedupe_iou)
+    return over[kept].tolist()
 
 
 def _duplicate(mask: Tensor, area: int, other: Tensor, limit: float) -> bool:

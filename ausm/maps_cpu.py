@@ -73,7 +73,7 @@ def group_norm_up(x: Tensor, norm: nn.GroupNorm, small: Tensor | None = None, re
 def add_up(x: Tensor, small: Tensor) -> Tensor | None:
     """x (B, C, H, W) + `small` (B, C, H/2, W/2) at twice its size (bilinear). bfloat16, channels last."""
     if len(x) > 1:
-        return _each(lambda x, small: add_up(x, small), x, small)
+        return _each(add_up, x, small)
     return _mix(x, None, None, small, False) if _takes(x, small) else None
 
 

@@ -47,9 +47,11 @@ class PaddedStep:
     ) -> list[Predictions]:
         """`predict` for one frame of each of several streams: images (B, H, W, 3), ids of each (K,)."""
         P = self._size(max(len(own) for own in ids))
-        active = torch.stack([torch.arange(P, device=own.device) < len(own) for own in ids])
         padded = torch.stack([F.pad(own, (0, P - len(own))) for own in ids])
-        out = self.model.predict_together(states, images, padded, None if bool(active.all()) else active)
+        active = None
+        if any(len(own) < P for own in ids):
+            active = torch.stack([torch.arange(P, device=own.device) < len(own) for own in ids])
+        out = self.model.predict_together(states, images, padded, active)
         rows = []
         for b, own in enumerate(ids):
             row = Predictions(out.masks[b : b + 1], out.objectness[b : b + 1], out.embeddings[b : b + 1])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ausm.assemble import (
     Geometry,
+    detections,
     duplicates,
     exclusive,
     full_size_masks,
-    keep_detections,
     mask_confidence,
     resize_image,
     resize_prompts,
@@ -116,8 +116,7 @@ class Stream:
         self._check_image(image)
         with self._autocast():
             inner = self._begin(image)
-            self._end(self._halves.predict(self._running()[0], inner, self._slots()))
-        return self._publish()
+            return self._end(self._halves.predict(self._running()[0], inner, self._slots()))
 
     def _begin(self, image: np.ndarray) -> Tensor:
         """First part of a step (`ausm.together` calls the parts one by one): the last frame goes into the state.
@@ -132,8 +131,8 @@ class Stream:
         self._out = None  # frees its memory for the next one
         return torch.from_numpy(resize_image(image, g))
 
-    def _end(self, out: Predictions) -> None:
-        """Last part of a step but for publication: tracks from what the model said of the image."""
+    def _end(self, out: Predictions) -> StepOutput:
+        """Last part of a step: tracks from what the model said of the image."""
         self._out = out
         self._frame += 1
         self._removed = []
@@ -141,6 +140,7 @@ class Stream:
         if self._waiting:  # the prompt itself is the best mask of the frame it was drawn on (A2)
             waiting, self._waiting = self._waiting, {}
             self._overwrite([self._roster.by_id(i) for i in waiting], np.stack(list(waiting.values())))
+        return self._publish()
 
     @torch.inference_mode()
     def absorb(self) -> None:
@@ -309,14 +309,14 @@ class Stream:
         least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
         shown = (fg[:K] > torch.tensor(least, device=self._device))[:, None, None]
         tracked = exclusive(torch.where(shown, logits[:K], -logits[:K].abs()))
-        rows = [K + i for i in self._detections(logits[K:], fg[K:], tracked)] if c.discover else []
+        rows = [K + i for i in detections(logits[K:], fg[K:], tracked, c)] if c.discover else []
         # live objects keep their pixels, discoveries take what is left
         found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
         everyone = torch.cat((tracked, exclusive(found)))
         masks = full_size_masks(everyone.cpu().numpy(), self._running()[1])
         areas = [int(np.count_nonzero(m)) for m in masks]  # 7 times faster than a sum of bool
         scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
-        classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
+        classes = self.model.class_probabilities(out.embeddings[0, list(range(K)) + rows], c.head)
         row_of: dict[int, int] = {}
         for i, record in enumerate(list(self._roster.records)):
             row_of[record.track_id] = i
@@ -339,19 +339,6 @@ class Stream:
         kept = [row_of[r.track_id] for r in self._roster.records]
         self._M = marks_from_logits(everyone[kept], self._running()[0].size)
         self._masks = masks[kept]
-
-    def _detections(self, logits: Tensor, fg: Tensor, tracked: Tensor) -> list[int]:
-        """D = filter_fg(y_det) (Alg. 1 l. 15), best first, without duplicates."""
-        over = (fg > self.config.score_threshold).nonzero().flatten()
-        kept = keep_detections(logits[over] > 0, fg[over], tracked > 0, self.config.dedupe_iou)
-        return over[kept].tolist()
-
-    def _class_probabilities(self, embeddings: Tensor) -> np.ndarray | None:
-        """(n, C) probabilities of the head in use, "no object" left out; None when class-agnostic."""
-        if self.config.head is None:
-            return None
-        p = self.model.pixel_decoder.classify(embeddings, self.config.head).float()[:, :-1].softmax(-1)
-        return p.cpu().numpy()
 
     # --- changes between steps ----------------------------------------------------------------------------------
 

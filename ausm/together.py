@@ -1,6 +1,6 @@
 """Frames of several streams in one pass: cameras that share a model and deliver at the same moment."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,11 @@ from ausm.errors import AusmError
 from ausm.padding import PaddedStep
 from ausm.stream import Stream
 from ausm.tracks import StepOutput
+
+
+def gains_together(streams: Sequence[Stream]) -> bool:
+    """Whether `step_together` does more with these streams than to step one after the other."""
+    return sum(not isinstance(stream._halves, GraphedStep) for stream in streams) > 1
 
 
 @torch.inference_mode()
@@ -32,12 +37,11 @@ def step_together(streams: Sequence[Stream], images: Sequence[np.ndarray]) -> li
         alone = isinstance(stream._halves, GraphedStep)  # its graphs hold its own state
         key = (id(stream if alone else stream.model), stream.precision, inner.shape)
         groups.setdefault(key, []).append((stream, inner))
-    for group in groups.values():
-        _step_group(group)
-    return [stream._publish() for stream in streams]
+    outputs = {id(stream): output for group in groups.values() for stream, output in _step_group(group)}
+    return [outputs[id(stream)] for stream in streams]
 
 
-def _step_group(group: Sequence[tuple[Stream, Tensor]]) -> None:
+def _step_group(group: Sequence[tuple[Stream, Tensor]]) -> Iterator[tuple[Stream, StepOutput]]:
     """Predictions of streams that have begun a step, and what they make of them."""
     first = group[0][0]
     with first._autocast():
@@ -48,4 +52,4 @@ def _step_group(group: Sequence[tuple[Stream, Tensor]]) -> None:
             images = torch.stack([inner for _, inner in group])
             outs = PaddedStep(first.model).predict_together(states, images, ids)
         for (stream, _), out in zip(group, outs, strict=True):
-            stream._end(out)
+            yield stream, stream._end(out)

@@ -67,7 +67,7 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
 
 
 def inference_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
-    """Percentiles of the model's time, the queue and receipt to publication [ms]."""
+    """Percentiles of the model's time (of all cameras of a pass), the queue and receipt to publication [ms]."""
     values: dict[str, object] = {}
     for name, rolling in (
         ("inference", view.counts.inference),

@@ -73,7 +73,7 @@ SPECS = (
     Spec(
         "seed",
         0,
-        "Seed of the choice of ID vectors: same seed, same images, same device, same masks.",
+        "Seed of the choice of ID vectors: same seed, images and device, same masks (several cameras: batch false).",
         low=0,
         high=2**31 - 1,
     ),
@@ -118,7 +118,12 @@ SPECS = (
         "latest: always the newest image; every: all images in order, from a queue of 32.",
         choices=("latest", "every"),
     ),
-    Spec("batch", True, "Images of several cameras that wait at the same moment go through the model in one pass."),
+    Spec(
+        "batch",
+        True,
+        "Images of several cameras that wait at the same moment go through the model in one pass; results then agree "
+        "to rounding only, as it depends on the moment which do.",
+    ),
     Spec(
         "max_rate",
         0.0,

@@ -12,7 +12,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 import ausm
-from ausm.together import step_together
+from ausm.together import gains_together, step_together
 from ausm.weights import resolve, sha256
 from ausm_ros.camera import Camera
 from ausm_ros.counts import CameraCounts
@@ -112,14 +112,15 @@ class Runtime:
         self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
         for session in sessions.values():
             self._warm_up([session])
-        if settings.batch and len(sessions) > 1:
-            self._warm_up(list(sessions.values()))
+        together = settings.batch and gains_together([session.stream for session in sessions.values()])
+        for number in range(2, len(sessions) + 1) if together else ():
+            self._warm_up(list(sessions.values())[:number])
         self.model_values["configure_s"] = time.monotonic() - started
         self.cameras: dict[str, CameraParts] = {}
         for camera in cameras:
             self.cameras[camera.name] = self._build(camera, sessions[camera.name])
         tasks = [parts.task for parts in self.cameras.values()]
-        self.worker = Worker(tasks, on_fatal, step_together if settings.batch else None)
+        self.worker = Worker(tasks, on_fatal, step_together if together else None)
 
     def _warm_up(self, sessions: list[Session]) -> None:
         """Steps on a blank image, then one for each padded number of objects that is usual: kernels are chosen now."""

@@ -164,12 +164,6 @@ class CameraTask:
             outcomes = [Outcome(code, message)] * len(request.prompts)
             request.future.set_result(PromptsApplied(outcomes, 0, self.session.epoch))
 
-    def process(self) -> None:
-        """Takes one image through decode, step, prompts and publication."""
-        self.prepare()
-        self.finish()
-        self.absorb()
-
     def prepare(self) -> None:
         """Takes an image from the mailbox: `ready`, unless there is none that the stream can take."""
         self.ready = None
@@ -271,10 +265,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def step_batch(step: StepTogether, tasks: Sequence[CameraTask]) -> None:
-    """One pass of the model for the images of several cameras that are ready."""
-    images = [task.ready.image for task in tasks if task.ready is not None]
+    """One pass of the model for the images of several cameras, all of them ready.
+
+    An image that the model refuses changes nothing: then each camera steps alone in `finish`, and answers for itself.
+    """
     before = time.monotonic()
-    outputs = step([task.session.stream for task in tasks], images)
+    try:
+        outputs = step([task.session.stream for task in tasks], [task.ready.image for task in tasks if task.ready])
+    except AusmError:
+        return
     duration = time.monotonic() - before
     for task, output in zip(tasks, outputs, strict=True):
         assert task.ready is not None
@@ -312,7 +311,7 @@ class Worker:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Lets the image in progress finish, then answers what still waits."""
+        """Lets the images in progress finish, then answers what still waits."""
         with self._wake:
             self._stopping = True
             self._wake.notify()

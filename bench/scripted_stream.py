@@ -105,5 +105,8 @@ class ScriptedStream:
 
 
 def scripted_together(streams: list[ScriptedStream], images: list[np.ndarray]) -> list[StepOutput]:
-    """In place of `ausm.together.step_together`."""
+    """In place of `ausm.together.step_together`, which also raises before any stream has changed."""
+    for stream in streams:
+        if stream.fail is not None:
+            raise stream.fail
     return [stream.step(image) for stream, image in zip(streams, images, strict=True)]

@@ -111,12 +111,13 @@ def _wrong_marks(history: Tensor, gone: int, end: int, k: int, generator: torch.
     if others and float(torch.rand((), generator=generator)) < 0.5:
         j = others[int(torch.randint(len(others), (), generator=generator))]
         marks = history[gone:end, j]
-        half = marks.int().cumsum(-1) * 2 <= marks.sum(-1, keepdim=True)  # of every row of tokens
-        return marks & half
-    by = torch.randint(-3, 4, (2,), generator=generator).tolist()
-    last = history[gone - 1]
-    dy, dx = (torch.full((1, 1, 1), n, device=history.device) for n in by)
-    return _shifted(last[None, None, k : k + 1], dy, dx)[0, 0].expand(end - gone, -1, -1)
+        return marks & (marks.int().cumsum(-1) * 2 <= marks.sum(-1, keepdim=True) + 1)  # of every row of tokens
+    code = int(torch.randint(0, 48, (), generator=generator))
+    code += code >= 24  # 24 of 0..48 would be no shift
+    dy, dx = (torch.full((1, 1, 1), n, device=history.device) for n in (code // 7 - 3, code % 7 - 3))
+    last = history[gone - 1, k][None, None, None]
+    moved = _shifted(last, dy, dx)
+    return (moved if bool(moved.any()) else last)[0, 0].expand(end - gone, -1, -1)  # none is moved out of the image
 
 
 def _shifted(maps: Tensor, dy: Tensor, dx: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
+from ausm.errors import InputError
 from ausm.evaluate.images import coco
 
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints a line per figure (percent) and one JSON object; a figure without truth is null."""
     if args.out is not None:
         check_out_folder(args.out.parent)
+        if args.out.is_dir():
+            raise InputError(f"--out {args.out}: is a folder, a file is needed")
     digest = weights.sha256(weights.resolve(args.checkpoint))
     result, detections = coco(
         ausm.load(args.checkpoint, device=args.device),

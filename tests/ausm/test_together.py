@@ -8,10 +8,11 @@ from small_models import build, small_nano
 import ausm
 from ausm import inference
 from ausm.config import StreamConfig
+from ausm.cuda_graph import GraphedStep
 from ausm.errors import AusmError, SizeError
 from ausm.model import AUSM
 from ausm.padding import PaddedStep
-from ausm.together import step_together
+from ausm.together import gains_together, step_together
 
 H, W = 60, 90
 CONFIG = StreamConfig(short_side=H, score_threshold=0.05, dedupe_iou=1.0, min_area=1)
@@ -94,6 +95,25 @@ def test_packed_models_agree_within_rounding(model: AUSM) -> None:
             for x, y in ((out.masks, expected.masks), (out.objectness, expected.objectness), (states[b].X, state.X)):
                 assert x.shape == y.shape and float((x - y).norm() / y.norm()) < 0.02
             assert not states[b].absorbed
+
+
+def test_streams_that_share_nothing_step_for_themselves(model: AUSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with graphs of its own state, one of another model: as each alone, and a batch of none."""
+    counted = Counted(model, monkeypatch)
+    images = [frames(1, k)[0] for k in range(3)]
+    models = (model, model, build(small_nano(), seed=1))
+    alone, streams = ([ausm.Stream(m, config=CONFIG) for m in models] for _ in range(2))
+    for stream in (*alone, *streams):
+        stream.step(images[0])
+        stream.prompt(square(10, 20))
+    expected = [stream.step(image) for stream, image in zip(alone, images, strict=True)]
+    streams[1]._halves = GraphedStep(model)
+    assert gains_together(streams) and not gains_together(streams[:2]) and not gains_together(streams[:1])
+    counted.sizes.clear()
+    for out, wanted in zip(step_together(streams, images), expected, strict=True):
+        assert len(out.tracks) == len(wanted.tracks) > 0
+        assert all(np.count_nonzero(a.mask != b.mask) <= 2 for a, b in zip(out.tracks, wanted.tracks, strict=True))
+    assert counted.sizes == [1, 1]  # the third has a backbone of its own
 
 
 def test_an_image_of_the_wrong_size_changes_no_stream(model: AUSM) -> None:

@@ -13,7 +13,7 @@ from small_models import build, small_nano
 import ausm
 from ausm.errors import AusmError
 from ausm.inference import mark_constant
-from bench import frame_path, measure, profile, stream, sweep
+from bench import batch, frame_path, measure, profile, stream, sweep
 from bench.measure import Lap, Load
 from bench.scene import Scene
 
@@ -24,7 +24,7 @@ SIZE = "48x64"
 def small_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every script gets a model that is quick; threads are as before afterwards."""
     model = mark_constant(build(small_nano()))
-    for script in (stream, sweep, profile, frame_path):
+    for script in (stream, sweep, profile, frame_path, batch):
         monkeypatch.setattr(script, "load", lambda *_, **__: Load(model, "small"))
     threads = torch.get_num_threads()
     yield
@@ -155,3 +155,11 @@ def test_frame_path_variants_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert names[0] == "as written, fp32" and "and layers packed, fp32" in names
     assert figures["rows"][0]["times as fast"] == 1
     assert all(row["overlap"] > 0.95 for row in figures["rows"] if row["variant"].endswith("fp32"))
+
+
+def test_batch_compares_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert batch.main(["--size", "64", "96", "--cameras", "3", "--objects", "1", "--frames", "2"]) == 0
+    figures = printed(capsys)
+    assert figures["cameras"] == 3 and [row[""] for row in figures["rows"]] == ["wall", "CPU"]
+    for row in figures["rows"]:
+        assert row["gain"] > 0 and row["batch ms"] > 0 and row["one after the other ms"] > 0

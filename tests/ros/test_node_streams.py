@@ -28,12 +28,12 @@ from ausm_ros.parameters import SPECS
 from ausm_ros.prompts import Code
 
 NODE: list[Process] = []
-CAMERAS = ("front", "rear", "wire")
+CAMERAS = ("front", "rear", "wire", "slow")
 
 
 @pytest.fixture(scope="module")
 def streams() -> Iterator[Robot]:
-    """Three cameras: a reliable one, a best-effort one, a compressed one."""
+    """Four cameras: a reliable one, a best-effort one, a compressed one, one of large images."""
     parameters = (f"cameras:=[{','.join(CAMERAS)}]", "wire.transport:=compressed", "discovery:=false")
     with perception(*parameters) as node, robot(cameras=CAMERAS) as friend:
         NODE[:] = [node]
@@ -104,7 +104,7 @@ def test_cameras_share_nothing_but_the_weights(streams: Robot) -> None:
     epochs = {camera: streams.show(camera).epoch for camera in ("front", "rear")}
     assert streams.reset("front").epoch == epochs["front"] + 1
     assert streams.show("rear").epoch == epochs["rear"] and streams.objects("rear").in_use == 1
-    assert streams.objects("").message.startswith("UNKNOWN_CAMERA")  # which of the three?
+    assert streams.objects("").message.startswith("UNKNOWN_CAMERA")  # which of the four?
     assert streams.reset("").success and streams.objects("rear").in_use == 0
 
 
@@ -113,20 +113,20 @@ def test_cameras_in_one_pass_keep_their_objects_apart(streams: Robot) -> None:
     streams.reset()
     for camera, x in (("front", 10), ("rear", 50)):
         streams.show(camera)
-        assert streams.add_and_show(mask_prompt(square(x)), camera=camera).success
+        assert streams.add_and_show(mask_prompt(square(x), name=camera), camera=camera).success
+    slow = (900, 1200)  # an image that takes a while to copy and resize: meanwhile the others come to wait
 
     def together() -> bool:
-        stamps = {}
-        for camera in ("front", "rear", "front", "rear"):  # while the first is in work the others come to wait
-            stamps[camera] = next_stamp()
-            streams.publish(image_message(stamps[camera]), camera)
+        streams.publish(image_message(next_stamp(), slow), "slow")
+        stamps = {camera: next_stamp() for camera in ("front", "rear")}
+        for camera, stamp in stamps.items():
+            streams.publish(image_message(stamp), camera)
         times = set()
         for camera, stamp in stamps.items():
-            answer = streams.answer(camera, stamp, 5)
+            answer = streams.answer(camera, stamp, 3)
             if answer is None:  # best effort: lost
                 return False
-            assert answer.camera == camera
-            assert [instance.track_id for instance in answer.instances] in ([], [1])
+            assert answer.camera == camera and [instance.name for instance in answer.instances] == [camera]
             times.add((answer.inference_time.sec, answer.inference_time.nanosec))
         return len(times) == 1
 

@@ -192,6 +192,23 @@ def test_an_error_of_a_batch_resets_its_cameras_and_a_bad_score_only_its_own() -
     assert len(bench.reports) == number + 2 and [t.failures for t in bench.tasks] == [0, 0]
 
 
+def test_an_image_that_the_model_refuses_is_its_own_cameras_business() -> None:
+    bench = Bench(cameras=2, batch=True)
+    bench.streams[0].fail = ImageError("4x4")
+    for _ in range(5):  # each time both are new, so of the same unknown size: more often than errors in a row may be
+        for task in bench.tasks:
+            task.session.new_epoch()
+        before = [task.session.epoch for task in bench.tasks]
+        bench.put(task=0)
+        bench.put(task=1)
+        bench.worker.start()
+        bench.wait(lambda: not any(t.has_work() or t.ready for t in bench.tasks))
+        bench.worker.stop()
+        assert [task.session.epoch for task in bench.tasks] == [before[0] + 1, before[1]]
+    assert bench.batches == [2] * 5 and not bench.fatal
+    assert [name for name, _ in bench.reports] == ["camera1"] * 5 and {kind for kind, _ in bench.errors} == {"failed"}
+
+
 def test_unreadable_image_is_counted_and_the_stream_goes_on(bench: Bench) -> None:
     bench.put(ImageError("encoding 'x'"))
     bench.wait(lambda: bench.errors)

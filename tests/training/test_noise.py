@@ -87,6 +87,8 @@ def test_blackouts_are_runs_of_frames_after_the_first() -> None:
         gone = (~column).nonzero().flatten()
         assert len(gone) >= 1 and torch.equal(gone, torch.arange(gone[0], gone[0] + len(gone)))  # one run
         lengths.append(len(gone))
+    fixed = add_noise(*blocks(10, 300), noise, generator(0)).fixed[0]
+    assert torch.equal(fixed, ~has)  # what is withheld for long, self-feeding must not repair
     assert set(lengths) <= {1, 2, 3} and lengths.count(1) < 60  # cut short only by the end of the clip
 
 
@@ -143,3 +145,27 @@ def test_slips_of_a_late_mark_last_until_the_object_is_told_again() -> None:
     assert out[0, 2, 0].any() and (out[0, 2:8, 0] == out[0, 2, 0]).all()
     assert fixed[0, :, 0].tolist() == [2 <= t < 8 for t in range(12)]
     assert torch.equal(out[0, 8:], history[0, 8:])
+
+
+def test_a_slip_is_never_empty_and_never_true() -> None:
+    """Objects as they vanish at the border, beside one that is a single token wide."""
+    history = torch.zeros(1, 6, 2, 8, 8, dtype=torch.bool)
+    history[0, :2, 0, 3:5, 7:] = True
+    history[0, :, 1, 2:7, 3] = True
+    active = torch.ones(1, 6, 2, dtype=torch.bool)
+    seen = set()
+    for seed in range(60):
+        wrong = add_noise(history, active, replace(OFF, slip=1.0), generator(seed)).history[0, 2:, 0]
+        assert wrong.flatten(1).any(-1).all()
+        known = {"other": history[0, 2:, 1], "stays": history[0, :1, 0].expand_as(wrong)}
+        seen.add(next((name for name, marks in known.items() if torch.equal(wrong, marks)), "moved"))
+    assert seen == {"other", "stays", "moved"}  # "stays": would have left the image
+
+
+def test_an_object_that_is_away_twice() -> None:
+    history, active = absence(14, 2, 4)
+    history[:, 6:9, 0] = False
+    noise = replace(OFF, late=1.0, late_frames=(3, 3))
+    out, fixed = add_noise(history, active, noise, generator(0))
+    assert out[0, :, 0].flatten(1).any(-1).tolist() == [True] * 2 + [False] * 10 + [True] * 2
+    assert fixed[0, :, 0].tolist() == [t in (4, 5, 6, 9, 10, 11) for t in range(14)]

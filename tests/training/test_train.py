@@ -119,6 +119,25 @@ def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
 
 
+def test_self_feeding_leaves_marks_that_are_wrong_on_purpose() -> None:
+    torch.manual_seed(0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), STAGE).train()
+    part = batch([0, 1])
+    targets = preprocess(part.masks.transpose(1, 2), torch.tensor([[0, 0]] * 2), (4, 8), torch.tensor([[3, 7]] * 2))
+    board = torch.arange(4)[:, None] % 2 != torch.arange(8) % 2  # no mask of the model is a chessboard
+    targets = targets._replace(history=board.expand_as(targets.history))
+    T = targets.active.shape[1]
+    with torch.no_grad():
+        features = clip_loss.model.encode(part.images.flatten(0, 1))
+        for t in range(1, T):
+            fixed = torch.zeros_like(targets.active)
+            fixed[1, t, 0] = True
+            fed = clip_loss._own_history(features, 2, targets._replace(fixed=fixed))
+            kept = (fed == board).flatten(3).all(-1)
+            kept[:, 0] = False  # M_0 is what was given, whatever the model says
+            assert torch.equal(kept, fixed)
+
+
 def test_learning_rate_schedules(tmp_path: Path) -> None:
     def rates(stage: Stage, at: list[int]) -> list[float]:
         one = Trainer.__new__(Trainer)
