@@ -21,6 +21,7 @@ class HistoryNoise:
     blackout: float = 0.15  # a run of frames without marks although the object is visible: only the state knows it
     blackout_frames: tuple[int, int] = (2, 4)
     slip: float = 0.0  # per absence: the mark goes on to something else, as a mask that loses its object does
+    early_frames: tuple[int, int] = (0, 0)  # ... so many frames before the object is out of sight
     late: float = 0.0  # per absence: told only some frames after the return, so that the object must be known again
     late_frames: tuple[int, int] = (1, 6)
 
@@ -84,9 +85,14 @@ def _mislead(
                 low, high = noise.late_frames
                 end = min(back + int(torch.randint(low, high + 1, (), generator=generator)), T)
             out[b, back:end, k] = False
+            start = back
             if slips:
-                out[b, gone:end, k] = _wrong_marks(history[b], gone, end, k, generator)
-            fixed[b, gone if slips else back : end, k] = True
+                low, high = noise.early_frames
+                early = int(torch.randint(low, high + 1, (), generator=generator))
+                first = int(has[b, :, k].int().argmax())
+                start = max(gone - early, first + 1)  # the first marks stay
+                out[b, start:end, k] = _wrong_marks(history[b], start, end, k, generator)
+            fixed[b, start:end, k] = True
     return Noisy(out, fixed)
 
 
@@ -102,22 +108,22 @@ def _absences(has: list[bool]) -> list[tuple[int, int]]:
     return runs
 
 
-def _wrong_marks(history: Tensor, gone: int, end: int, k: int, generator: torch.Generator) -> Tensor:
-    """(end - gone, h, w): half of another object, which follows it, or the last marks a few tokens aside, at rest.
+def _wrong_marks(history: Tensor, start: int, end: int, k: int, generator: torch.Generator) -> Tensor:
+    """(end - start, h, w): half of another object, which follows it, or the last marks a few tokens aside, at rest.
 
     history (T, K, h, w).
     """
-    others = [j for j in range(history.shape[1]) if j != k and bool(history[gone:end, j].any())]
+    others = [j for j in range(history.shape[1]) if j != k and bool(history[start:end, j].any())]
     if others and float(torch.rand((), generator=generator)) < 0.5:
         j = others[int(torch.randint(len(others), (), generator=generator))]
-        marks = history[gone:end, j]
+        marks = history[start:end, j]
         return marks & (marks.int().cumsum(-1) * 2 <= marks.sum(-1, keepdim=True) + 1)  # of every row of tokens
     code = int(torch.randint(0, 48, (), generator=generator))
     code += code >= 24  # 24 of 0..48 would be no shift
     dy, dx = (torch.full((1, 1, 1), n, device=history.device) for n in (code // 7 - 3, code % 7 - 3))
-    last = history[gone - 1, k][None, None, None]
+    last = history[start - 1, k][None, None, None]
     moved = _shifted(last, dy, dx)
-    return (moved if bool(moved.any()) else last)[0, 0].expand(end - gone, -1, -1)  # none is moved out of the image
+    return (moved if bool(moved.any()) else last)[0, 0].expand(end - start, -1, -1)  # none is moved out of the image
 
 
 def _shifted(maps: Tensor, dy: Tensor, dx: Tensor) -> Tensor:

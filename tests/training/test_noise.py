@@ -169,3 +169,16 @@ def test_an_object_that_is_away_twice() -> None:
     out, fixed = add_noise(history, active, noise, generator(0))
     assert out[0, :, 0].flatten(1).any(-1).tolist() == [True] * 2 + [False] * 10 + [True] * 2
     assert fixed[0, :, 0].tolist() == [t in (4, 5, 6, 9, 10, 11) for t in range(14)]
+
+
+def test_a_slip_may_begin_before_the_object_is_gone() -> None:
+    history, active = absence(12, 5, 8)
+    noise, starts = replace(OFF, slip=1.0, early_frames=(0, 9)), set()
+    for seed in range(40):
+        out, fixed = add_noise(history, active, noise, generator(seed))
+        start = int(fixed[0, :, 0].int().argmax())
+        assert fixed[0, :, 0].tolist() == [start <= t < 8 for t in range(12)] and 1 <= start <= 5
+        assert torch.equal(out[0, :start], history[0, :start]) and torch.equal(out[0, 8:], history[0, 8:])
+        assert not torch.equal(out[0, start, 0], history[0, 0, 0])
+        starts.add(start)
+    assert starts == {1, 2, 3, 4, 5}
