@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -173,9 +172,3 @@ class AUSM(nn.Module):
             state.X.copy_(X)
             state.absorbed = False
         return out
-
-    def class_probabilities(self, embeddings: Tensor, head: str | None) -> np.ndarray | None:
-        """Queries (n, D) -> (n, C) probabilities of a head, "no object" left out; None without one."""
-        if head is None:
-            return None
-        return self.pixel_decoder.classify(embeddings, head).float()[:, :-1].softmax(-1).cpu().numpy()

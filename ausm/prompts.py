@@ -18,6 +18,7 @@ from ausm.masks import Box
 from ausm.stream import Stream
 
 AGREEMENT = 0.5  # IoU of boxes
+FILL = 0.1  # of the box that a mask covers at least: scattered slivers can have any bounds
 DISC = 24  # a point becomes a disc of radius min(height, width) / DISC pixels
 
 
@@ -59,7 +60,8 @@ def box_mask(stream: Stream, box: Box) -> np.ndarray:
     agreement = [_box_iou(_bounds(m > 0, found.cell), (x0, y0, x1, y1)) for m in found.logits]
     best = int(np.argmax(agreement))
     mask = found.mask(best)
-    return mask if agreement[best] >= AGREEMENT and mask.any() else filled
+    enough = np.count_nonzero(mask & filled) >= FILL * np.count_nonzero(filled)
+    return mask if agreement[best] >= AGREEMENT and enough else filled
 
 
 def points_mask(

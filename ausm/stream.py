@@ -316,7 +316,7 @@ class Stream:
         masks = full_size_masks(everyone.cpu().numpy(), self._running()[1])
         areas = [int(np.count_nonzero(m)) for m in masks]  # 7 times faster than a sum of bool
         scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
-        classes = self.model.class_probabilities(out.embeddings[0, list(range(K)) + rows], c.head)
+        classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
         row_of: dict[int, int] = {}
         for i, record in enumerate(list(self._roster.records)):
             row_of[record.track_id] = i
@@ -339,6 +339,13 @@ class Stream:
         kept = [row_of[r.track_id] for r in self._roster.records]
         self._M = marks_from_logits(everyone[kept], self._running()[0].size)
         self._masks = masks[kept]
+
+    def _class_probabilities(self, embeddings: Tensor) -> np.ndarray | None:
+        """(n, C) probabilities of the head in use, "no object" left out; None when class-agnostic."""
+        if self.config.head is None:
+            return None
+        p = self.model.pixel_decoder.classify(embeddings, self.config.head).float()[:, :-1].softmax(-1)
+        return p.cpu().numpy()
 
     # --- changes between steps ----------------------------------------------------------------------------------
 

@@ -80,6 +80,10 @@ class CameraCounts:
         self.last_received = 0.0  # time.monotonic(), 0 = never
         self.encoding = ""
         self.last_error = ""
+        self.last_error_at = 0.0  # time.monotonic(), 0 = never
+
+    def tell_error(self, text: str) -> None:
+        self.last_error, self.last_error_at = text, time.monotonic()
 
     def receive(self, encoding: str) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from ausm_ros.session import Snapshot
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SILENT = 2.0  # seconds without an image that are an error
+USELESS = 5.0  # seconds of images none of which is processed
 EVENTS = ("received", "processed", "time_jumps", "size_changes", "model_errors", "incompatible_qos")
 
 
@@ -35,6 +36,26 @@ def _status(name: str, level: bytes, message: str, values: dict[str, object]) ->
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id="ausm", values=pairs)
 
 
+def useless(counts: CameraCounts) -> bool:
+    """Whether images have come for some seconds and not one of them was processed."""
+    came = counts.received.values()
+    return bool(came) and came[0][0] > USELESS and not any(ago < USELESS for ago, _ in counts.processed.values())
+
+
+def reason(counts: CameraCounts) -> str:
+    """Why images are not processed, as far as that is known."""
+    fresh = counts.last_error_at and time.monotonic() - counts.last_error_at < 2 * USELESS
+    return counts.last_error if fresh else "dropped, see the counts" if counts.received.values() else "no image"
+
+
+def last_image(counts: CameraCounts) -> str:
+    """For people: when the last image came, and why it was not processed."""
+    if not counts.last_received:
+        return "no image yet"
+    age = f"the last image came {time.monotonic() - counts.last_received:.1f} s ago"
+    return f"{age}, none is processed: {reason(counts)}" if useless(counts) else age
+
+
 def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
     """Rates, drops by reason and the age of the last image."""
     counts = view.counts
@@ -47,6 +68,8 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         message = "disabled"
     elif age > SILENT:
         level, message = ERROR, "no image yet" if math.isinf(age) else f"no image for {age:.1f} s"
+    elif useless(counts):
+        level, message = ERROR, f"{received:.1f} Hz in, none processed for {USELESS:g} s: {reason(counts)}"
     elif expected and received < 0.8 * expected:
         level, message = WARN, f"{received:.1f} Hz in, {expected:.1f} Hz expected"
     elif totals["incompatible_qos"] and not totals["received"]:
@@ -61,6 +84,7 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         "rate_processed_hz": processed,
         "last_image_age_s": age,
         "last_error": counts.last_error,
+        "last_error_age_s": time.monotonic() - counts.last_error_at if counts.last_error_at else math.inf,
         **totals,
     }
     return _status(f"ausm: {view.name} stream", level, message, values)
@@ -114,7 +138,9 @@ def memory_status(views: Sequence[CameraView], device: torch.device | None) -> D
 
 def model_status(values: dict[str, object], error: str) -> DiagnosticStatus:
     """values: checkpoint, sha256, device, ...; error: why the node is not running, "" if it is."""
-    return _status("ausm: model", ERROR if error else OK, error or str(values.get("checkpoint", "")), values)
+    state = "" if values.get("active", True) else ", inactive: no image is processed"
+    message = f"{values.get('checkpoint', '')}{state}"
+    return _status("ausm: model", ERROR if error else OK, error or message, values)
 
 
 def camera_statuses(view: CameraView, settings: Settings) -> list[DiagnosticStatus]:

@@ -22,6 +22,7 @@ class Mailbox:
     def __init__(self, size: int) -> None:
         self._size = size
         self._images: deque[Pending] = deque()
+        self._since: float | None = None
         self._lock = threading.Lock()
 
     def put(self, pending: Pending) -> int:
@@ -36,19 +37,25 @@ class Mailbox:
                 elif oldest.jump:
                     pending = pending._replace(jump=True)
             self._images.append(pending)
+            if self._since is None:
+                self._since = pending.received
             return displaced
 
     def take(self) -> Pending | None:
         with self._lock:
-            return self._images.popleft() if self._images else None
+            taken = self._images.popleft() if self._images else None
+            self._since = self._images[0].received if self._images else None
+            return taken
 
     def since(self) -> float | None:
-        """When the oldest waiting image was received, None if there is none."""
+        """Since when the camera waits, None if it does not. A newer image in place of another one waits as long: else
+        the camera whose images are displaced more often would always come last."""
         with self._lock:
-            return self._images[0].received if self._images else None
+            return self._since
 
     def clear(self) -> int:
         with self._lock:
             number = len(self._images)
             self._images.clear()
+            self._since = None
             return number

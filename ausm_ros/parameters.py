@@ -121,8 +121,8 @@ SPECS = (
     Spec(
         "batch",
         True,
-        "Images of several cameras that wait at the same moment go through the model in one pass; results then agree "
-        "to rounding only, as it depends on the moment which do.",
+        "Images of several cameras that wait at the same moment go through the model in one pass. Which ones meet "
+        "depends on timing, so that results repeat to rounding only.",
     ),
     Spec(
         "max_rate",

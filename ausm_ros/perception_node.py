@@ -254,7 +254,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         else:
             views = [parts.view() for parts in runtime.cameras.values()]
             statuses = [s for view in views for s in camera_statuses(view, runtime.settings)] if runtime.active else []
-            statuses += [memory_status(views, runtime.device), model_status(runtime.model_values, "")]
+            model = model_status({**runtime.model_values, "active": runtime.active}, "")
+            statuses += [memory_status(views, runtime.device), model]
         self._diagnostics.publish(to_array(self.get_clock().now().to_msg(), statuses, self.get_name()))
 
     def _on_clock_jump(self, jump: Any) -> None:
@@ -296,6 +297,9 @@ def main(argv: list[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except rclpy_implementation.RCLError:
+        if node.context.ok():  # else the signal came between two looks at the context
+            raise
     finally:
         _end_within(END)
         node._close()

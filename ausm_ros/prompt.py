@@ -168,7 +168,8 @@ class Operator:
 
     def reset(self, camera: str) -> int:
         answer = self._call(Reset, "reset", Reset.Request(camera=camera))
-        print(f"epoch {answer.epoch}" if answer.success else answer.message)
+        of = f"camera {camera}" if camera else "every camera of the node"
+        print(f"{of} begins anew, epoch {answer.epoch}" if answer.success else answer.message)
         return self._status(answer)
 
     def list(self, camera: str) -> int:
@@ -176,7 +177,8 @@ class Operator:
         if answer.success:
             print(f"{answer.in_use} of {answer.capacity} places in use")
         for i in answer.objects:
-            box = f"{i.box.height}x{i.box.width} at x={i.box.x_offset} y={i.box.y_offset}" if i.area else "not in sight"
+            at = f"x={i.box.x_offset} y={i.box.y_offset} width={i.box.width} height={i.box.height}"
+            box = at if i.area else "not in sight"
             state, source = TrackState(i.state).name.lower(), Source(i.source).name.lower()
             name = i.name or i.class_name
             score = "last score" if i.state == TrackState.LOST else "score"

@@ -288,7 +288,8 @@ def outcomes_if_refused(checked: Sequence[ObjectPrompt | Refusal], all_or_nothin
         if isinstance(entry, Refusal):
             outcomes.append(Outcome(entry.code, entry.message))
         elif bad and all_or_nothing:
-            outcomes.append(Outcome(bad[1].code, f"not applied: prompt {bad[0]} was refused and all_or_nothing is set"))
+            message = f"not applied, all_or_nothing: results[{bad[0]}] was refused: {bad[1].message}"
+            outcomes.append(Outcome(bad[1].code, message))
         else:
             outcomes.append(None)
     return outcomes

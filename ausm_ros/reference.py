@@ -64,7 +64,7 @@ def _escaped(text: str) -> str:
 
 
 def _parameters(specs: tuple[Spec, ...], prefix: str = "") -> list[str]:
-    out = ["| parameter | default | accepts | while running | |", "|---|---|---|---|---|"]
+    out = ["| parameter | default | accepts | while configured | |", "|---|---|---|---|---|"]
     for spec in specs:
         changes = "yes" if spec.dynamic else "no"
         default = str(spec.default).lower() if isinstance(spec.default, bool) else spec.default

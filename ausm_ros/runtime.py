@@ -27,7 +27,7 @@ from ausm_ros.worker import CameraTask, Report, Worker
 
 RANDOM = "random:"  # prefix of an untrained preset
 WARM_OBJECTS, WARM_STEP = 32, 8  # numbers of objects to warm up for; `ausm.padding` has one size in eight or less
-REPEAT = 60.0  # seconds before an error of the same kind is logged again
+REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before an error of the same kind is logged again; one of other words
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Runtime:
         self.settings = settings
         self.active = False
         self._node = node
-        self._logged: dict[tuple[str, str], float] = {}
+        self._logged: dict[tuple[str, str], tuple[float, str]] = {}  # when, and what was said
         if settings.threads:
             torch.set_num_threads(settings.threads)
         started = time.monotonic()
@@ -143,8 +143,9 @@ class Runtime:
         log_error = partial(self._log_error, camera.name, counts)
         outputs = CameraOutputs(self._node, camera.name)
         task = CameraTask(
-            camera.name, session, self.settings.policy, rgb_of, partial(self._publish, outputs), log_error, counts
-        )
+            camera.name, session, self.settings.policy, rgb_of, partial(self._publish, outputs), log_error, counts,
+            partial(self._log_event, camera.name),
+        )  # fmt: skip
         receiver = Camera(
             self._node, camera, task.mailbox, counts, lambda: self.worker.notify(), lambda: self.settings, log_error
         )
@@ -160,12 +161,21 @@ class Runtime:
                 raise
 
     def _log_error(self, camera: str, counts: CameraCounts, kind: str, text: str) -> None:
-        """One line for each kind of error, again only after a minute; all are counted, /diagnostics has the last."""
-        counts.last_error = text
+        """A line for an error, again only after a minute, or some seconds if its words are others; all are counted,
+        /diagnostics has the last."""
+        counts.tell_error(text)
         now = time.monotonic()
-        if now - self._logged.get((camera, kind), -REPEAT) >= REPEAT:
-            self._logged[camera, kind] = now
+        at, before = self._logged.get((camera, kind), (-REPEAT, ""))
+        if now - at >= (REPEAT if text == before else REPEAT_OTHER):
+            self._logged[camera, kind] = now, text
             self._node.get_logger().error(f"{camera}: {text}")
+
+    def _log_event(self, camera: str, kind: str, text: str) -> None:
+        """A line for what is no error but costs objects."""
+        now = time.monotonic()
+        if now - self._logged.get((camera, kind), (-REPEAT, ""))[0] >= REPEAT_OTHER:
+            self._logged[camera, kind] = now, text
+            self._node.get_logger().info(f"{camera}: {text}")
 
     def _apply_policies(self, parts: CameraParts) -> None:
         parts.task.on_time_jump = self.settings.on_time_jump

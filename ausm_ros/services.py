@@ -14,6 +14,7 @@ from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool
 
 from ausm.tracks import TrackState
+from ausm_ros.diagnostics import last_image
 from ausm_ros.executor import Ration, may_wait
 from ausm_ros.messages import to_instances, to_ns, to_result, to_time
 from ausm_ros.parameters import Settings
@@ -128,7 +129,7 @@ class Services:
             queued = PromptRequest(good, request.all_or_nothing, stamp)
             parts.task.post_prompts(queued)
             self._wake(runtime, queued.future)
-            applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot)
+            applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot, parts)
             response.epoch = applied.epoch
             response.applied_stamp = to_time(applied.stamp)
             results = iter(applied.outcomes)
@@ -158,7 +159,9 @@ class Services:
         scene = replace(scene, pinned=scene.pinned + sum(p.track_id == 0 for p in waiting))
         return check_prompts(request.prompts, scene, {p.name for p in waiting if p.name})
 
-    def _applied(self, request: PromptRequest, wait: float, snapshot: Snapshot) -> PromptsApplied:
+    def _applied(
+        self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts
+    ) -> PromptsApplied:
         """What became of the request: applied, or (wait 0) queued, or withdrawn."""
         number = len(request.prompts)
         if wait <= 0:
@@ -174,7 +177,10 @@ class Services:
             finally:
                 self._waiting.release()
         except Refusal as refusal:
-            return PromptsApplied([Outcome(refusal.code, refusal.message)] * number, 0, snapshot.epoch)
+            message = refusal.message
+            if refusal.code == Code.TIMEOUT:
+                message += f"; camera {parts.task.name}: {last_image(parts.counts)}"
+            return PromptsApplied([Outcome(refusal.code, message)] * number, 0, snapshot.epoch)
 
     @staticmethod
     def _conclude(response: Any, outcomes: list[Outcome]) -> None:

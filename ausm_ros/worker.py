@@ -76,8 +76,9 @@ class CameraTask:
         publish: Callable[[Report], None],
         log_error: Callable[[str, str], None],
         counts: CameraCounts,
+        log_event: Callable[[str, str], None] = lambda kind, text: None,
     ) -> None:
-        """decode: message -> (H, W, 3) RGB or ImageError; log_error(kind, text): one line per kind of error."""
+        """decode: message -> (H, W, 3) RGB or ImageError; log_error, log_event (kind, text): one line per kind."""
         self.name = name
         self.session = session
         self.mailbox = Mailbox(1 if policy == "latest" else QUEUE)
@@ -88,7 +89,7 @@ class CameraTask:
         self.ready: Ready | None = None
         self._decode = decode
         self._publish = publish
-        self._log_error = log_error
+        self._log_error, self._log_event = log_error, log_event
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._prompts: deque[PromptRequest] = deque()
 
@@ -238,7 +239,9 @@ class CameraTask:
     def reset(self, event: str) -> int:
         """A new epoch, counted as `event`; returns it. A prompt that waits for a stamp of the old one is refused."""
         self.counts.count(event)
+        forgotten = self.session.snapshot.in_use
         epoch = self.session.new_epoch()
+        self._log_event(event, f"epoch {epoch} begins ({event}), {forgotten} objects are forgotten")
         for request in [r for r in self._prompts if r.stamp]:
             self._prompts.remove(request)
             self._refuse(request, Code.STALE_STAMP, f"a new epoch began before an image of stamp {request.stamp} ns")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scripted_model import HEIGHT, WIDTH, Rect, ScriptedModel
 
 import ausm
@@ -45,6 +46,16 @@ def test_a_box_that_nothing_agrees_with_is_filled(stream: ausm.Stream) -> None:
     for box in (Box(96, 0, 5, 5), Box(0, 0, 0, 7), Box(-9, 0, 9, 5)):
         with pytest.raises(EmptyMaskError, match=r"height=[57] holds no pixel of the image of 64x96"):
             box_mask(stream, box)
+
+
+def test_slivers_that_span_a_box_do_not_fill_it(stream: ausm.Stream) -> None:
+    out = stream._out
+    assert out is not None
+    masks = torch.full_like(out.masks, -5.0)
+    masks[0, -1, 2, 3], masks[0, -1, 11, 17] = 5.0, 5.0  # two cells of 4 x 4 pixels, 36 and 56 pixels apart
+    stream._out = out._replace(masks=masks)
+    box = Box(12, 8, 60, 40)
+    assert np.array_equal(box_mask(stream, box), rectangle((8, 12, 48, 72)))
 
 
 def test_points_take_the_object_they_are_on(stream: ausm.Stream) -> None:

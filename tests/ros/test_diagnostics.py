@@ -15,9 +15,11 @@ from ausm_ros.counts import DROPS, WINDOW, CameraCounts, Rolling
 from ausm_ros.diagnostics import (
     ERROR,
     OK,
+    USELESS,
     WARN,
     CameraView,
     camera_statuses,
+    last_image,
     memory_status,
     model_status,
     to_array,
@@ -48,6 +50,26 @@ def feed(counts: CameraCounts, number: int, ago: float = 0.0) -> None:
     counts.last_received = time.monotonic() - ago
 
 
+def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = view()
+    feed(fed.counts, 3)
+    fed.counts.processed.add(0.1)
+    fed.counts.tell_error("encoding 'weird'")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + USELESS - 1)
+    feed(fed.counts, 1)
+    assert statuses(fed)[0].level == OK and last_image(fed.counts) == "the last image came 0.0 s ago"
+    monkeypatch.setattr(time, "monotonic", lambda: now + USELESS + 1)
+    feed(fed.counts, 1)
+    stream = statuses(fed)[0]
+    assert stream.level == ERROR and "none processed for 5 s: encoding 'weird'" in stream.message
+    assert last_image(fed.counts).endswith("none is processed: encoding 'weird'")
+    assert {pair.key: pair.value for pair in stream.values}["last_error_age_s"] == "6.000"
+    fed.counts.processed.add(0.1)
+    assert statuses(fed)[0].level == OK
+    assert last_image(CameraCounts()) == "no image yet"
+
+
 def test_a_camera_without_images_is_an_error_and_a_disabled_one_is_not() -> None:
     stream, _, _ = statuses(view())
     assert stream.level == ERROR and stream.message == "no image yet"
@@ -64,6 +86,7 @@ def test_slow_camera_warns_where_a_rate_is_expected() -> None:
     slow = view()
     slow.counts.received._events.extend((time.monotonic() - 9 + k, 0.0) for k in range(10))  # one a second
     slow.counts.last_received = time.monotonic()
+    slow.counts.processed.add(0.1)
     assert statuses(slow)[0].level == OK
     stream = statuses(slow, **{"diagnostics.expected_rate": 30.0})[0]
     assert stream.level == WARN and "1.0 Hz in, 30.0 Hz expected" in stream.message
@@ -84,7 +107,7 @@ def test_an_error_of_the_model_is_an_error_for_a_while(monkeypatch: pytest.Monke
     broken = view()
     assert statuses(broken)[1].level == OK
     broken.counts.count("model_errors")
-    broken.counts.last_error = "scores are not finite"
+    broken.counts.tell_error("scores are not finite")
     inference = statuses(broken)[1]
     assert inference.level == ERROR and "scores are not finite" in inference.message
     later = time.monotonic() + WINDOW + 1

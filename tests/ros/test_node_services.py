@@ -266,7 +266,8 @@ def test_capacity_and_too_many(camera: Robot) -> None:
 
 def test_all_or_nothing(camera: Robot) -> None:
     answer = camera.add(mask_prompt(), mask_prompt(track_id=44), atomic=True)
-    assert [r.code for r in answer.results] == [Code.UNKNOWN_ID] * 2 and "prompt 1" in answer.results[0].message
+    assert [r.code for r in answer.results] == [Code.UNKNOWN_ID] * 2
+    assert "results[1] was refused: no live object has id 44" in answer.results[0].message
     assert list(camera.show().instances) == []
     answer = camera.add_and_show(mask_prompt(), mask_prompt(track_id=44))
     assert [r.code for r in answer.results] == [Code.OK, Code.UNKNOWN_ID] and not answer.success
@@ -282,7 +283,8 @@ def test_stale_stamps(camera: Robot) -> None:
 
 def test_timeout_withdraws_the_prompt(camera: Robot) -> None:
     answer = camera.add(mask_prompt(), wait=0.2)
-    assert answer.results[0].code == Code.TIMEOUT and "0.20 s" in answer.results[0].message
+    assert answer.results[0].code == Code.TIMEOUT
+    assert "0.20 s, withdrawn; camera camera: the last image came" in answer.results[0].message
     assert list(camera.show().instances) == []
 
 

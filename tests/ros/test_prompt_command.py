@@ -75,7 +75,7 @@ def test_removals_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert Answering(ListObjects.Response(success=True, in_use=2, capacity=9, objects=[seen, lost])).list("") == 0
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == "2 of 9 places in use" and "last score 0.50  not in sight" in third
-    assert " score 0.25  10x20 at x=3 y=0" in second and "last" not in second
+    assert " score 0.25  x=3 y=0 width=20 height=10" in second and "last" not in second
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,44 @@ def test_mailbox_keeps_the_newest_and_hands_a_jump_on() -> None:
     assert sum(queue.put(Pending(k, k, 0.0)) for k in range(QUEUE + 3)) == 3
     first = queue.take()
     assert first is not None and first.message == 3
+
+
+def test_a_camera_waits_since_its_first_image_whatever_replaces_it() -> None:
+    box = Mailbox(1)
+    assert box.since() is None
+    for received in (1.0, 2.0, 3.0):
+        box.put(Pending(received, 1, received))
+        assert box.since() == 1.0
+    taken = box.take()
+    assert taken is not None and taken.message == 3.0 and box.since() is None
+    queue = Mailbox(QUEUE)
+    for received in (4.0, 5.0):
+        queue.put(Pending(received, 1, received))
+    queue.take()
+    assert queue.since() == 5.0
+    queue.clear()
+    assert queue.since() is None
+
+
+def test_a_fast_camera_does_not_starve_a_slow_one() -> None:
+    """One after the other, images of both arrive during every step: they alternate."""
+    bench = Bench(cameras=2)
+
+    def more(images: Any) -> None:
+        for task in (1, 0, 1):  # the second camera's image is always the newest one
+            bench.put(task=task)
+
+    step = bench.streams[0].step
+    bench.streams[0].step = lambda image: (more(image), step(image))[1]  # type: ignore[method-assign]
+    other = bench.streams[1].step
+    bench.streams[1].step = lambda image: (more(image), other(image))[1]  # type: ignore[method-assign]
+    bench.put(task=0)
+    bench.put(task=1)
+    bench.worker.start()
+    bench.wait(lambda: len(bench.reports) >= 20)
+    bench.worker.stop()
+    names = [name for name, _ in bench.reports[:20]]
+    assert all(a != b for a, b in pairwise(names)), names
 
 
 def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:
