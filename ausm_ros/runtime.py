@@ -110,11 +110,10 @@ class Runtime:
         unused = int(time.time()) % 2**32  # a node that starts again after a crash must not use an epoch twice
         sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}
         self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
-        for session in sessions.values():
-            self._warm_up([session])
-        together = settings.batch and gains_together([session.stream for session in sessions.values()])
-        for number in range(2, len(sessions) + 1) if together else ():
-            self._warm_up(list(sessions.values())[:number])
+        order = list(sessions.values())
+        together = settings.batch and gains_together([session.stream for session in order])
+        for group in [order[: k + 1] for k in range(len(order))] if together else [[session] for session in order]:
+            self._warm_up(group)
         self.model_values["configure_s"] = time.monotonic() - started
         self.cameras: dict[str, CameraParts] = {}
         for camera in cameras:
@@ -164,18 +163,22 @@ class Runtime:
         """A line for an error, again only after a minute, or some seconds if its words are others; all are counted,
         /diagnostics has the last."""
         counts.tell_error(text)
-        now = time.monotonic()
-        at, before = self._logged.get((camera, kind), (-REPEAT, ""))
-        if now - at >= (REPEAT if text == before else REPEAT_OTHER):
-            self._logged[camera, kind] = now, text
+        if self._is_due(camera, kind, text, REPEAT):
             self._node.get_logger().error(f"{camera}: {text}")
 
     def _log_event(self, camera: str, kind: str, text: str) -> None:
         """A line for what is no error but costs objects."""
-        now = time.monotonic()
-        if now - self._logged.get((camera, kind), (-REPEAT, ""))[0] >= REPEAT_OTHER:
-            self._logged[camera, kind] = now, text
+        if self._is_due(camera, kind, text, REPEAT_OTHER):
             self._node.get_logger().info(f"{camera}: {text}")
+
+    def _is_due(self, camera: str, kind: str, text: str, repeat: float) -> bool:
+        """Whether to log it now; `repeat` seconds must lie between the same words."""
+        now = time.monotonic()
+        at, before = self._logged.get((camera, kind), (-REPEAT, ""))
+        due = now - at >= (repeat if text == before else REPEAT_OTHER)
+        if due:
+            self._logged[camera, kind] = now, text
+        return due
 
     def _apply_policies(self, parts: CameraParts) -> None:
         parts.task.on_time_jump = self.settings.on_time_jump

@@ -59,7 +59,7 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     gone = first & ~out.flatten(3).any(-1)
     out = torch.where(gone[..., None, None], history, out)
     lost = chance(noise.drop)[..., 0, 0]
-    length = torch.randint(noise.blackout_frames[0], noise.blackout_frames[1] + 1, (B, 1, K), generator=generator)
+    length = _draw(noise.blackout_frames, (B, 1, K), generator)
     start = torch.randint(1, max(T, 2), (B, 1, K), generator=generator)
     t = torch.arange(T)[None, :, None]
     run = (t >= start) & (t < start + length) & (torch.rand(B, 1, K, generator=generator) < noise.blackout)
@@ -82,18 +82,20 @@ def _mislead(
             slips, is_late = (torch.rand(2, generator=generator) < torch.tensor([noise.slip, noise.late])).tolist()
             end = back
             if is_late:
-                low, high = noise.late_frames
-                end = min(back + int(torch.randint(low, high + 1, (), generator=generator)), T)
+                end = min(back + int(_draw(noise.late_frames, (), generator)), T)
             out[b, back:end, k] = False
             start = back
             if slips:
-                low, high = noise.early_frames
-                early = int(torch.randint(low, high + 1, (), generator=generator))
                 first = int(has[b, :, k].int().argmax())
-                start = max(gone - early, first + 1)  # the first marks stay
+                start = max(gone - int(_draw(noise.early_frames, (), generator)), first + 1)  # the first marks stay
                 out[b, start:end, k] = _wrong_marks(history[b], start, end, k, generator)
             fixed[b, start:end, k] = True
     return Noisy(out, fixed)
+
+
+def _draw(span: tuple[int, int], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Whole numbers of a span, both ends included."""
+    return torch.randint(span[0], span[1] + 1, shape, generator=generator)
 
 
 def _absences(has: list[bool]) -> list[tuple[int, int]]:

@@ -1,78 +1,16 @@
 """The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
 
-import time
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from worker_bench import SIZE, Bench, prompt
 
 from ausm.errors import ImageError
 from ausm.masks import Box
-from ausm_ros.counts import CameraCounts
-from ausm_ros.mailbox import QUEUE, Mailbox, Pending
-from ausm_ros.prompts import Code, ObjectPrompt
-from ausm_ros.session import Session
-from ausm_ros.worker import CameraTask, PromptRequest, Report, Worker, is_out_of_memory
-from bench.scripted_stream import ScriptedStream, scripted_together
-
-SIZE = (8, 12)
-
-
-class Bench:
-    """A worker with one or more cameras; messages are (H, W, 3) arrays, or an exception to raise in the decoder."""
-
-    def __init__(self, cameras: int = 1, policy: str = "latest", batch: bool = False) -> None:
-        self.reports: list[tuple[str, Report]] = []
-        self.errors: list[tuple[str, str]] = []
-        self.fatal: list[str] = []
-        self.streams: list[ScriptedStream] = []
-        self.tasks = [self._task(f"camera{k}", policy) for k in range(cameras)]
-        self.batches: list[int] = []
-        self.worker = Worker(self.tasks, self.fatal.append, self._together if batch else None)
-        self.stamp = 1_000
-
-    def _task(self, name: str, policy: str) -> CameraTask:
-        def make() -> Any:
-            self.streams.append(ScriptedStream())
-            return self.streams[-1]
-
-        def decode(message: Any) -> np.ndarray:
-            if isinstance(message, Exception):
-                raise message
-            return np.asarray(message)
-
-        session = Session(make)
-        session.new_epoch()
-        return CameraTask(
-            name, session, policy, decode, lambda report: self.reports.append((name, report)),
-            lambda kind, text: self.errors.append((kind, text)), CameraCounts(),
-        )  # fmt: skip
-
-    def _together(self, streams: Any, images: Any) -> Any:
-        self.batches.append(len(streams))
-        return scripted_together(streams, images)
-
-    def put(self, message: Any = None, task: int = 0, stamp: int = 0, jump: bool = False) -> int:
-        self.stamp = stamp or self.stamp + 1_000
-        message = np.zeros((*SIZE, 3), np.uint8) if message is None else message
-        displaced = self.tasks[task].mailbox.put(Pending(message, self.stamp, time.monotonic(), jump))
-        self.tasks[task].counts.drop("replaced", displaced)
-        self.worker.notify()
-        return self.stamp
-
-    def wait(self, condition: Callable[[], Any]) -> None:
-        end = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < end, (self.errors, self.fatal)
-            time.sleep(0.001)
-
-    def show(self, **options: Any) -> Report:
-        number = len(self.reports)
-        self.put(**options)
-        self.wait(lambda: len(self.reports) > number)
-        return self.reports[-1][1]
+from ausm_ros.prompts import Code
+from ausm_ros.worker import PromptRequest, is_out_of_memory
 
 
 @pytest.fixture
@@ -82,63 +20,6 @@ def bench() -> Iterator[Bench]:
     yield made
     made.worker.stop()
     assert not made.fatal
-
-
-def prompt(**fields: Any) -> ObjectPrompt:
-    mask = np.zeros(SIZE, np.bool_)
-    mask[2:5, 3:8] = True
-    return ObjectPrompt(**{"mask": mask, **fields})
-
-
-def test_mailbox_keeps_the_newest_and_hands_a_jump_on() -> None:
-    box = Mailbox(1)
-    assert box.put(Pending("a", 1, 0.0, jump=True)) == 0
-    assert box.put(Pending("b", 2, 0.0)) == 1
-    taken = box.take()
-    assert taken is not None and taken.message == "b" and taken.jump
-    assert box.take() is None
-    queue = Mailbox(QUEUE)
-    assert sum(queue.put(Pending(k, k, 0.0)) for k in range(QUEUE + 3)) == 3
-    first = queue.take()
-    assert first is not None and first.message == 3
-
-
-def test_a_camera_waits_since_its_first_image_whatever_replaces_it() -> None:
-    box = Mailbox(1)
-    assert box.since() is None
-    for received in (1.0, 2.0, 3.0):
-        box.put(Pending(received, 1, received))
-        assert box.since() == 1.0
-    taken = box.take()
-    assert taken is not None and taken.message == 3.0 and box.since() is None
-    queue = Mailbox(QUEUE)
-    for received in (4.0, 5.0):
-        queue.put(Pending(received, 1, received))
-    queue.take()
-    assert queue.since() == 5.0
-    queue.clear()
-    assert queue.since() is None
-
-
-def test_a_fast_camera_does_not_starve_a_slow_one() -> None:
-    """One after the other, images of both arrive during every step: they alternate."""
-    bench = Bench(cameras=2)
-
-    def more(images: Any) -> None:
-        for task in (1, 0, 1):  # the second camera's image is always the newest one
-            bench.put(task=task)
-
-    step = bench.streams[0].step
-    bench.streams[0].step = lambda image: (more(image), step(image))[1]  # type: ignore[method-assign]
-    other = bench.streams[1].step
-    bench.streams[1].step = lambda image: (more(image), other(image))[1]  # type: ignore[method-assign]
-    bench.put(task=0)
-    bench.put(task=1)
-    bench.worker.start()
-    bench.wait(lambda: len(bench.reports) >= 20)
-    bench.worker.stop()
-    names = [name for name, _ in bench.reports[:20]]
-    assert all(a != b for a, b in pairwise(names)), names
 
 
 def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:
@@ -159,93 +40,6 @@ def test_policy_every_keeps_the_order() -> None:
     bench.wait(lambda: len(bench.reports) == 10)
     bench.worker.stop()
     assert [r.snapshot.stamp for _, r in bench.reports] == stamps
-
-
-def test_two_cameras_take_turns() -> None:
-    bench = Bench(cameras=2)
-    bench.streams[0].slow = bench.streams[1].slow = 0.01
-    bench.worker.start()
-    for _ in range(5):
-        number = len(bench.reports)
-        bench.put(task=0)
-        bench.put(task=0)
-        bench.put(task=1)
-        bench.wait(lambda n=number: len(bench.reports) >= n + 2 and not any(t.has_work() for t in bench.tasks))
-    bench.worker.stop()
-    names = [name for name, _ in bench.reports]
-    assert names.count("camera1") == 5 and names.count("camera0") >= 5
-
-
-def test_cameras_that_wait_at_the_same_moment_step_together() -> None:
-    bench = Bench(cameras=3, batch=True)
-    other = np.zeros((16, 20, 3), np.uint8)
-    for k in (1, 2, 0):
-        bench.put(task=k, message=other if k == 2 else None)
-    bench.worker.start()
-    bench.wait(lambda: len(bench.reports) == 3)
-    # no size is known before the first image: all are taken; what their sizes mean is the model's business
-    assert bench.batches == [3] and [name for name, _ in bench.reports] == ["camera1", "camera2", "camera0"]
-    bench.worker.stop()
-    for k in (2, 0, 1):
-        bench.put(task=k, message=other if k == 2 else None)
-    bench.worker.start()
-    bench.wait(lambda: len(bench.reports) == 6)
-    assert bench.batches == [3, 2] and [name for name, _ in bench.reports[3:]] == ["camera2", "camera0", "camera1"]
-    assert all(r.output.frame_index == 1 and r.inference_time > 0 for _, r in bench.reports[3:])
-    bench.worker.stop()
-    bench.put(task=0)
-    bench.put(ImageError("bad"), task=1)  # nothing is left to step together
-    bench.worker.start()
-    bench.wait(lambda: len(bench.reports) == 7 and bench.errors)
-    assert bench.batches == [3, 2]
-    bench.worker.stop()
-    assert not bench.fatal
-
-
-def test_an_error_of_a_batch_resets_its_cameras_and_a_bad_score_only_its_own() -> None:
-    bench = Bench(cameras=2, batch=True)
-
-    def both() -> None:
-        for k in range(2):
-            bench.put(task=k)
-        bench.worker.start()
-        bench.wait(lambda: not any(t.has_work() or t.ready for t in bench.tasks))
-        bench.worker.stop()
-
-    both()
-    epochs = [t.session.epoch for t in bench.tasks]
-    bench.streams[1].nan = True
-    bench.tasks[1].post_prompts(PromptRequest([prompt()], atomic=True))
-    both()  # the prompt is applied to this image
-    both()
-    assert [t.session.epoch for t in bench.tasks] == [epochs[0], epochs[1] + 1]
-    assert [kind for kind, _ in bench.errors] == ["failed"]
-    bench.streams[1].nan = False
-    both()  # not together: after a reset the size of the next image is not known
-    bench.streams[0].fail = RuntimeError("broken")
-    both()
-    assert [t.session.epoch for t in bench.tasks] == [epochs[0] + 1, epochs[1] + 2] and not bench.fatal
-    bench.streams[0].fail = None
-    number = len(bench.reports)
-    both()
-    assert len(bench.reports) == number + 2 and [t.failures for t in bench.tasks] == [0, 0]
-
-
-def test_an_image_that_the_model_refuses_is_its_own_cameras_business() -> None:
-    bench = Bench(cameras=2, batch=True)
-    bench.streams[0].fail = ImageError("4x4")
-    for _ in range(5):  # each time both are new, so of the same unknown size: more often than errors in a row may be
-        for task in bench.tasks:
-            task.session.new_epoch()
-        before = [task.session.epoch for task in bench.tasks]
-        bench.put(task=0)
-        bench.put(task=1)
-        bench.worker.start()
-        bench.wait(lambda: not any(t.has_work() or t.ready for t in bench.tasks))
-        bench.worker.stop()
-        assert [task.session.epoch for task in bench.tasks] == [before[0] + 1, before[1]]
-    assert bench.batches == [2] * 5 and not bench.fatal
-    assert [name for name, _ in bench.reports] == ["camera1"] * 5 and {kind for kind, _ in bench.errors} == {"failed"}
 
 
 def test_unreadable_image_is_counted_and_the_stream_goes_on(bench: Bench) -> None:
