@@ -42,7 +42,8 @@ class ClipLoss(nn.Module):
             raise ValueError(f"training size {H}x{W} is not a multiple of {d}")
         visible = masks.flatten(3).any(-1)
         first_p = 0.0 if batch.exhaustive else self.stage.first_p
-        ts = sample_switch(visible, batch.valid, first_p, generator)
+        unknown_p = self.stage.unknown_p if batch.exhaustive else 0.0
+        ts = sample_switch(visible, batch.valid, first_p, generator, unknown_p)
         ids = sample_ids(B, K, self.model.config.N_id, generator)
         device = self.model.X_0.device
         t = preprocess(masks.to(device), ts.to(device), (H // 8, W // 8), ids.to(device))

@@ -29,11 +29,14 @@ class Targets(NamedTuple):
     fixed: Tensor  # (B, T, K) bool: marks made wrong on purpose, which the model's own masks do not replace
 
 
-def sample_switch(visible: Tensor, valid: Tensor, first_p: float, generator: torch.Generator) -> Tensor:
+def sample_switch(
+    visible: Tensor, valid: Tensor, first_p: float, generator: torch.Generator, unknown_p: float = 0.0
+) -> Tensor:
     """Draw ts (B, K) in 0..T.
 
     visible (B, T, K) bool; valid (B, K) bool, false for padding. Candidates: 0 if visible on the first frame, every
-    frame it is visible on (A4), T. With probability `first_p` its first appearance instead (A3).
+    frame it is visible on (A4), T. With probability `first_p` its first appearance instead (A3). A share `unknown_p` of
+    the clips begins as a stream that nobody has prompted: 0 is no candidate there.
     Padding and instances never visible get T + 1: neither target nor history.
     """
     B, T, K = visible.shape
@@ -41,6 +44,8 @@ def sample_switch(visible: Tensor, valid: Tensor, first_p: float, generator: tor
     candidates[:, 0] = visible[:, 0]
     candidates[:, 1:] = visible
     candidates[:, T] = True
+    if unknown_p > 0:  # without it the sequence of draws stays what it was
+        candidates[:, 0] &= torch.rand(B, 1, generator=generator) >= unknown_p
     score = torch.rand(B, T + 1, K, generator=generator).masked_fill(~candidates, -1)
     ts = score.argmax(1)
     first = visible.int().argmax(1) + 1

@@ -29,6 +29,7 @@ class Stage:
     cooldown: float = 0.0  # last fraction of the iterations, linear to zero
     ema: float = 0.0  # decay of the moving average; 0 = none
     first_p: float = 0.8  # class-agnostic sources: ts = first appearance (A3)
+    unknown_p: float = 0.0  # exhaustive sources: share of the clips that begin with nothing prompted (ts > 0)
     self_fed: float = 0.0  # share of iterations whose history is the model's own predictions of a first pass
     max_instances: int = 25  # per clip
     noise: HistoryNoise | None = None

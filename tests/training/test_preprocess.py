@@ -111,6 +111,16 @@ def test_switch_times_are_uniform_over_the_candidates() -> None:
     assert float((ts == 3).float().mean()) == pytest.approx(0.8 + 0.2 / 3, abs=0.03)  # A3: first appearance
 
 
+def test_a_clip_that_begins_unknown_has_nothing_prompted() -> None:
+    visible = drawn("##.#.").flatten(3).any(-1).expand(4000, -1, 3)  # candidates 0, 1, 2, 4, 5
+    ts = sample_switch(visible, torch.ones(4000, 3, dtype=torch.bool), 0.0, torch.Generator().manual_seed(0), 0.5)
+    prompted = (ts == 0).sum(1)
+    # half of the clips know nothing; in the others each instance is prompted by one in five, independently
+    assert float((prompted == 0).float().mean()) == pytest.approx(0.5 + 0.5 * 0.8**3, abs=0.03)
+    always = sample_switch(visible, torch.ones(4000, 3, dtype=torch.bool), 0.0, torch.Generator().manual_seed(0), 1.0)
+    assert int(always.min()) == 1
+
+
 @FAST
 @given(st.integers(1, 3), st.integers(0, 8), st.integers(0, 2**31))
 def test_sampler_never_gives_one_vector_twice(B: int, K: int, seed: int) -> None:
