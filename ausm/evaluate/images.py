@@ -21,6 +21,7 @@ from ausm.metrics.tubes import encode_segmentation
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
 DUPLICATE_IOU = 0.7  # as the stream's `dedupe_iou`
+STABLE = 1.0  # logits around 0 between which the edge of a good mask hardly moves
 MOST = 100  # detections per image that COCO looks at
 
 
@@ -59,6 +60,7 @@ def detect(
 
     showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
+    Without a head also times its stability: objectness does not know how good a mask became (docs/checkpoints/nano.md).
     dedupe: drop duplicates of better masks by the rule of the stream; without it every query counts, as in Mask2Former.
     """
     if len({image.shape for image in showings}) != 1:
@@ -81,6 +83,8 @@ def detect(
         ids = torch.arange(K + len(kept), device=device)
     logits = out.masks[0].float()
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
+    if head is None:
+        quality = quality * stability(logits)
     if dedupe:
         ranking = out.objectness[0].float().sigmoid() * quality
         unique = keep_detections(logits > 0, ranking, logits[:0] > 0, DUPLICATE_IOU)
@@ -98,6 +102,12 @@ def detect(
     keep = [n for n, q in enumerate(queries) if masks[q].any() and (values[n] > 0 or not dedupe)]
     classes = (best.indices % scores.shape[1]).cpu().numpy()
     return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
+
+
+def stability(logits: torch.Tensor) -> torch.Tensor:
+    """(Q, H, W) logits -> (Q,) IoU of each mask cut at +1 and at -1 (Kirillov et al. 2023); 0 for an empty one."""
+    tight, wide = ((logits > cut).flatten(1).sum(1) for cut in (STABLE, -STABLE))
+    return tight / wide.clamp(min=1)
 
 
 def load_annotations(path: Path) -> COCO:

@@ -138,6 +138,13 @@ def test_queries_of_a_model(model) -> None:
         detect(model, [image, image[:32]], 64)
 
 
+def test_stability_is_the_overlap_of_two_cuts() -> None:
+    logits = torch.full((3, 4, 8), -9.0)
+    logits[0, :, :4] = 9.0  # sharp
+    logits[1, :, :4], logits[1, :, 4:6] = 9.0, -0.5  # 16 of 24 pixels hold above +1, all above -1
+    assert torch.allclose(images.stability(logits), torch.tensor([1.0, 16 / 24, 0.0]))
+
+
 def test_duplicates_are_dropped_when_asked() -> None:
     class Model(ScriptedModel):
         def new_state(self, height, width):
