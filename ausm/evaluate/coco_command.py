@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scaling = parser.add_mutually_exclusive_group()
     scaling.add_argument("--repeat", metavar="N", type=int, default=1, help="show every image N times (1)")
     scaling.add_argument("--traversal", action="store_true", help="show the image, four 90 %% windows and the image")
-    parser.add_argument("--dedupe", action="store_true", help="drop duplicates of better masks, as a stream does")
+    parser.add_argument(
+        "--dedupe",
+        action=argparse.BooleanOptionalAction,
+        help="drop duplicates of better masks, as a stream does (default: with --class-agnostic)",
+    )
     parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the detections as COCO results")
     add_model_arguments(parser, seed=False)
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         head=args.head,
         repeat=args.repeat,
         traversal=args.traversal,
-        dedupe=args.dedupe,
+        dedupe=args.class_agnostic if args.dedupe is None else args.dedupe,
         short_side=args.short_side,
         limit=args.limit,
         progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),

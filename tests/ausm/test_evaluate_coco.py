@@ -196,6 +196,9 @@ def test_command(root: Path, model, capsys) -> None:
     rows = json.loads((root / "found.json").read_text())
     assert {row["image_id"] for row in rows} <= {2, 5}  # an untrained model may see nothing on one of them
     assert isinstance(rows[0]["segmentation"]["counts"], str)
+    limited = [*command, "--class-agnostic", "--short-side", "64", "--out", str(root / "all.json")]
+    assert cli.main([*limited, "--no-dedupe"]) == 0  # duplicates are dropped unless asked for
+    assert len(json.loads((root / "all.json").read_text())) > len(rows)
     for scaled in (["--repeat", "2"], ["--traversal"]):
         assert cli.main([*command, *scaled, "--short-side", "64", "--limit", "1"]) == 0
 
