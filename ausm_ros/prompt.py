@@ -64,8 +64,7 @@ def _taken(prompt: Prompt, iou: float) -> str:
     if prompt.track_id:
         return f", the mask it had agreed to {100 * iou:.0f} %"
     if prompt.type in (Prompt.BOX, Prompt.POINTS):
-        plain = "as the plain shape: the model sees no object that fits it"
-        return f", {plain if iou > WHOLE else 'in the outline that the model sees there'}"
+        return "" if iou > WHOLE else ", in the outline that the model sees there"
     return f", {100 * iou:.0f} % of the mask: another one of this request has the rest" if iou < WHOLE else ""
 
 

@@ -56,6 +56,14 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return int(np.count_nonzero(a & b)) / union if union else math.nan
 
 
+def _taken(prompt: ObjectPrompt, shown: np.ndarray) -> str:
+    """What an operator should know of an applied prompt, "" if nothing."""
+    if (prompt.box is None and not prompt.points) or not np.array_equal(shown, prompt.mask):
+        return ""
+    shape = "rectangle" if prompt.box is not None else "discs around the points"
+    return f"the model sees no object that fits: the {shape} as such was taken, {np.count_nonzero(shown)} pixels"
+
+
 class Session:
     """Owned by the worker thread. Invariant: an id means one object within one epoch, and the epoch only ever grows."""
 
@@ -143,19 +151,20 @@ class Session:
         again = {p.track_id for p in prompts}
         before = {t.track_id: t.mask.copy() for t in self._tracks() if t.track_id in again}
         try:
-            ids = self._start(prompts)
+            masks = [self._mask(p) for p in prompts]
+            ids = self._start(prompts, masks)
         except AusmError as error:
             if not atomic and len(prompts) > 1:
                 return [self._prompt_now([p], atomic=True)[0] for p in prompts]
             return [Outcome(code_of(error), str(error))] * len(prompts)
         after = {t.track_id: t.mask for t in self._note()}
         outcomes = []
-        for prompt, track_id in zip(prompts, ids, strict=True):
+        for prompt, shown, track_id in zip(prompts, masks, ids, strict=True):
             mask = before.get(
                 track_id, after.get(track_id)
             )  # a live object: how far off was it; a new one: what is kept
             iou = overlap(mask, prompt.mask) if mask is not None else math.nan
-            outcomes.append(Outcome(Code.OK, "", track_id, iou))
+            outcomes.append(Outcome(Code.OK, _taken(prompt, shown), track_id, iou))
         return outcomes
 
     def _mask(self, prompt: ObjectPrompt) -> np.ndarray:
@@ -170,8 +179,8 @@ class Session:
             return points_mask(self.stream, [p[:2] for p in prompt.points], [p[2] for p in prompt.points])
         return prompt.mask
 
-    def _start(self, prompts: Sequence[ObjectPrompt]) -> list[int]:
-        """The ids of the objects. The stream takes new and live ones in separate calls: undone if one fails."""
+    def _start(self, prompts: Sequence[ObjectPrompt], shown: Sequence[np.ndarray]) -> list[int]:
+        """The ids of the objects shown by these masks. The stream takes new and live ones in separate calls: undone if one fails."""
         new = [i for i, p in enumerate(prompts) if p.track_id == 0]
         again = [i for i, p in enumerate(prompts) if p.track_id != 0]
         saved = self.stream.state_dict() if new and again else None
@@ -179,7 +188,7 @@ class Session:
         try:
             for group in (again, new):  # live ones first: a new object may displace a discovered one
                 if group:
-                    masks = np.stack([self._mask(prompts[i]) for i in group])
+                    masks = np.stack([shown[i] for i in group])
                     live = [prompts[i].track_id for i in group] if group is again else None
                     for i, track_id in zip(
                         group, self.stream.prompt(masks, live, [prompts[i].name for i in group]), strict=True

@@ -42,7 +42,7 @@ def added(*results: PromptResult) -> Any:
         (Prompt(type=Prompt.MASK_PNG), 0.6, ", 60 % of the mask: another one of this request has the rest"),
         (Prompt(type=Prompt.MASK_PNG, track_id=3), 0.93, ", the mask it had agreed to 93 %"),
         (Prompt(type=Prompt.BOX), 0.6, ", in the outline that the model sees there"),
-        (Prompt(type=Prompt.POINTS), 1.0, ", as the plain shape: the model sees no object that fits it"),
+        (Prompt(type=Prompt.POINTS), 1.0, ""),  # the node's own words say it
         (Prompt(type=Prompt.BOX), math.nan, ""),
     ],
 )

@@ -9,7 +9,7 @@ from worker_bench import SIZE, Bench, prompt
 
 from ausm.errors import ImageError
 from ausm.masks import Box
-from ausm_ros.prompts import Code
+from ausm_ros.prompts import Code, ObjectPrompt, Outcome
 from ausm_ros.worker import PromptRequest, is_out_of_memory
 
 
@@ -177,7 +177,29 @@ def test_box_and_points_are_shaped_by_the_model_when_applied(bench: Bench, monke
     report = bench.show()
     assert asked == [(Box(3, 2, 5, 3),), ([(4, 3), (9, 6)], [1, 0])]
     assert all((t.mask == idea).all() for t in report.output.tracks)
-    assert [o.iou_with_prompt for o in request.future.result(10).outcomes] == pytest.approx([15 / 42] * 2)
+    outcomes = request.future.result(10).outcomes
+    assert [o.iou_with_prompt for o in outcomes] == pytest.approx([15 / 42] * 2)
+    assert not any(o.message for o in outcomes)
+
+
+def test_a_shape_that_fits_no_object_is_taken_as_it_is_and_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("box_mask", "points_mask"):
+        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: prompt().mask)
+
+    def apply(shape: ObjectPrompt) -> Outcome:
+        request = PromptRequest([shape], atomic=True)
+        bench.tasks[0].post_prompts(request)
+        bench.show()
+        return request.future.result(10).outcomes[0]
+
+    bench.show()
+    first = apply(prompt(box=Box(3, 2, 5, 3)))
+    words = "the model sees no object that fits: the {} as such was taken, 15 pixels"
+    assert (first.code, first.message) == (Code.OK, words.format("rectangle"))
+    again = apply(prompt(points=((4, 3, 1),), track_id=first.track_id))
+    assert (again.code, again.message) == (Code.OK, words.format("discs around the points"))
+    drawn = apply(prompt(track_id=first.track_id))
+    assert (drawn.code, drawn.message) == (Code.OK, "")
 
 
 def test_not_finite_output_resets_and_is_counted(bench: Bench) -> None:
