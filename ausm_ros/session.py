@@ -180,7 +180,8 @@ class Session:
         return prompt.mask
 
     def _start(self, prompts: Sequence[ObjectPrompt], shown: Sequence[np.ndarray]) -> list[int]:
-        """The ids of the objects shown by these masks. The stream takes new and live ones in separate calls: undone if one fails."""
+        """Ids of the objects shown by these masks. The stream takes new and live ones in separate calls; undone if one
+        fails."""
         new = [i for i, p in enumerate(prompts) if p.track_id == 0]
         again = [i for i, p in enumerate(prompts) if p.track_id != 0]
         saved = self.stream.state_dict() if new and again else None
