@@ -22,6 +22,17 @@ FILL = 0.1  # of the box that a mask covers at least: scattered slivers can have
 DISC = 24  # a point becomes a disc of radius min(height, width) / DISC pixels
 
 
+NO_FIT = "the model sees no object that fits"
+NO_VIEW = "the model's view of that image is not kept"
+
+
+class Shaped(NamedTuple):
+    """The mask taken for a box or points."""
+
+    mask: np.ndarray  # (H, W) bool
+    plain: str = ""  # why the shape itself was taken; "" where it is the model's outline
+
+
 class _Hypotheses(NamedTuple):
     """Every query's answer on the last frame."""
 
@@ -43,7 +54,17 @@ class _Hypotheses(NamedTuple):
 
 
 def box_mask(stream: Stream, box: Box) -> np.ndarray:
-    """(H, W) bool for a box (x, y, width, height) in pixels of the last stepped image; see the top of this module.
+    """(H, W) bool: the mask of `shape_box`."""
+    return shape_box(stream, box).mask
+
+
+def points_mask(stream: Stream, points: Sequence[tuple[int, int]], labels: Sequence[int] | None = None) -> np.ndarray:
+    """(H, W) bool: the mask of `shape_points`."""
+    return shape_points(stream, points, labels).mask
+
+
+def shape_box(stream: Stream, box: Box) -> Shaped:
+    """The mask for a box (x, y, width, height) in pixels of the last stepped image; see the top of this module.
 
     Raises AusmError before the first frame, EmptyMaskError if the box holds no pixel of the image.
     """
@@ -56,18 +77,16 @@ def box_mask(stream: Stream, box: Box) -> np.ndarray:
     filled[y0:y1, x0:x1] = True
     found = _hypotheses(stream)
     if found is None:
-        return filled
+        return Shaped(filled, NO_VIEW)
     agreement = [_box_iou(_bounds(m > 0, found.cell), (x0, y0, x1, y1)) for m in found.logits]
     best = int(np.argmax(agreement))
     mask = found.mask(best)
     enough = np.count_nonzero(mask & filled) >= FILL * np.count_nonzero(filled)
-    return mask if agreement[best] >= AGREEMENT and enough else filled
+    return Shaped(mask) if agreement[best] >= AGREEMENT and enough else Shaped(filled, NO_FIT)
 
 
-def points_mask(
-    stream: Stream, points: Sequence[tuple[int, int]], labels: Sequence[int] | None = None
-) -> np.ndarray:
-    """(H, W) bool for points (x, y) of the last stepped image, labels 1 = on the object (default), 0 = not on it.
+def shape_points(stream: Stream, points: Sequence[tuple[int, int]], labels: Sequence[int] | None = None) -> Shaped:
+    """The mask for points (x, y) of the last stepped image, labels 1 = on the object (default), 0 = not on it.
 
     Raises AusmError before the first frame or for a point outside the image, SizeError for another number of labels,
     EmptyMaskError if nothing is left of the discs.
@@ -87,8 +106,8 @@ def points_mask(
         covered = found.logits[:, rows, columns] > 0  # (Q, points)
         fits = (covered == np.asarray(labels, bool)).all(1) & (found.foreground > stream.config.score_threshold)
         if fits.any():
-            return found.mask(int(np.argmax(np.where(fits, found.foreground * found.confidence, -1))))
-    return _discs(points, labels, height, width)
+            return Shaped(found.mask(int(np.argmax(np.where(fits, found.foreground * found.confidence, -1)))))
+    return Shaped(_discs(points, labels, height, width), NO_VIEW if found is None else NO_FIT)
 
 
 def _size(stream: Stream) -> tuple[int, int]:
@@ -104,9 +123,7 @@ def _hypotheses(stream: Stream) -> _Hypotheses | None:
     out, geometry = last
     logits = out.masks[0].float()
     foreground = out.objectness[0].float().sigmoid()
-    return _Hypotheses(
-        logits.cpu().numpy(), foreground.cpu().numpy(), mask_confidence(logits).cpu().numpy(), geometry
-    )
+    return _Hypotheses(logits.cpu().numpy(), foreground.cpu().numpy(), mask_confidence(logits).cpu().numpy(), geometry)
 
 
 def _bounds(mask: np.ndarray, cell: tuple[float, float]) -> tuple[float, float, float, float]:

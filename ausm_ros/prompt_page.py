@@ -108,7 +108,8 @@ class ClickPage:
             if result.code != Code.STALE_STAMP:
                 break
             words = "on a newer image than the one clicked on"
-        message = f"{Code(result.code).name} {result.message or answer.message or words}".strip()
+        said = ": ".join(part for part in (words, result.message or answer.message) if part)
+        message = f"{Code(result.code).name} {said}".strip()
         return {"ok": answer.success, "message": message, "track_id": result.track_id}
 
     def post(self, path: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ausm.errors import AusmError, SizeError
-from ausm.prompts import box_mask, points_mask
+from ausm.prompts import Shaped, shape_box, shape_points
 from ausm.tracks import Source, StepOutput, Track, TrackState
 from ausm_ros.history import History, Moment
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome, Scene, code_of
@@ -54,14 +54,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two (H, W) bool masks; NaN when both are empty."""
     union = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / union if union else math.nan
-
-
-def _taken(prompt: ObjectPrompt, shown: np.ndarray) -> str:
-    """What an operator should know of an applied prompt, "" if nothing."""
-    if (prompt.box is None and not prompt.points) or not np.array_equal(shown, prompt.mask):
-        return ""
-    shape = "rectangle" if prompt.box is not None else "discs around the points"
-    return f"the model sees no object that fits: the {shape} as such was taken, {np.count_nonzero(shown)} pixels"
 
 
 class Session:
@@ -151,35 +143,39 @@ class Session:
         again = {p.track_id for p in prompts}
         before = {t.track_id: t.mask.copy() for t in self._tracks() if t.track_id in again}
         try:
-            masks = [self._mask(p) for p in prompts]
-            ids = self._start(prompts, masks)
+            shown = [self._shape(p) for p in prompts]
+            ids = self._start(prompts, [s.mask for s in shown])
         except AusmError as error:
             if not atomic and len(prompts) > 1:
                 return [self._prompt_now([p], atomic=True)[0] for p in prompts]
             return [Outcome(code_of(error), str(error))] * len(prompts)
         after = {t.track_id: t.mask for t in self._note()}
         outcomes = []
-        for prompt, shown, track_id in zip(prompts, masks, ids, strict=True):
+        for prompt, taken, track_id in zip(prompts, shown, ids, strict=True):
             mask = before.get(
                 track_id, after.get(track_id)
             )  # a live object: how far off was it; a new one: what is kept
             iou = overlap(mask, prompt.mask) if mask is not None else math.nan
-            outcomes.append(Outcome(Code.OK, _taken(prompt, shown), track_id, iou))
+            note = ""
+            if taken.plain:
+                shape = "rectangle" if prompt.box is not None else "discs around the points"
+                note = f"{taken.plain}: the {shape} as such was taken, {np.count_nonzero(taken.mask)} pixels"
+            outcomes.append(Outcome(Code.OK, note, track_id, iou))
         return outcomes
 
-    def _mask(self, prompt: ObjectPrompt) -> np.ndarray:
-        """The (H, W) mask to show the stream: of a box or points the model's own idea of the object, if it has one."""
+    def _shape(self, prompt: ObjectPrompt) -> Shaped:
+        """The mask to show the stream: of a box or points the model's own idea of the object, if it has one."""
         current = self.stream.current
         if current is not None and prompt.mask.shape != (current.height, current.width):
             given, image = prompt.mask.shape, (current.height, current.width)
             raise SizeError(f"prompt for an image of {given[0]}x{given[1]}, it is now {image[0]}x{image[1]}")
         if prompt.box is not None:
-            return box_mask(self.stream, prompt.box)
+            return shape_box(self.stream, prompt.box)
         if prompt.points:
-            return points_mask(self.stream, [p[:2] for p in prompt.points], [p[2] for p in prompt.points])
-        return prompt.mask
+            return shape_points(self.stream, [p[:2] for p in prompt.points], [p[2] for p in prompt.points])
+        return Shaped(prompt.mask)
 
-    def _start(self, prompts: Sequence[ObjectPrompt], shown: Sequence[np.ndarray]) -> list[int]:
+    def _start(self, prompts: Sequence[ObjectPrompt], masks: Sequence[np.ndarray]) -> list[int]:
         """Ids of the objects shown by these masks. The stream takes new and live ones in separate calls; undone if one
         fails."""
         new = [i for i, p in enumerate(prompts) if p.track_id == 0]
@@ -189,10 +185,10 @@ class Session:
         try:
             for group in (again, new):  # live ones first: a new object may displace a discovered one
                 if group:
-                    masks = np.stack([shown[i] for i in group])
+                    drawn = np.stack([masks[i] for i in group])
                     live = [prompts[i].track_id for i in group] if group is again else None
                     for i, track_id in zip(
-                        group, self.stream.prompt(masks, live, [prompts[i].name for i in group]), strict=True
+                        group, self.stream.prompt(drawn, live, [prompts[i].name for i in group]), strict=True
                     ):
                         ids[i] = track_id
         except AusmError:

@@ -26,7 +26,7 @@ class Load(NamedTuple):
 
 
 class Lap(NamedTuple):
-    """One step. CPU time is that of all threads of this process: it barely depends on what else the machine does."""
+    """One step. CPU time is that of all threads of this process: waiting is not in it, the machine's own speed is."""
 
     wall: float  # seconds
     cpu: float

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's own choice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--discover", action="store_true", help="also look for new objects in every frame")
+    parser.add_argument("--cuda-graph", action="store_true", help="replay the step as a CUDA graph (needs a GPU)")
     parser.add_argument(
         "--ahead", action="store_true", help="absorb each frame before the next one comes, outside the time measured"
     )
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     model, source = load(args.preset, args.checkpoint, args.device, args.seed)
     config = ausm.StreamConfig(short_side=args.short_side)
-    stream = ausm.Stream(model, args.discover, args.seed, config, args.precision)
+    stream = ausm.Stream(model, args.discover, args.seed, config, args.precision, cuda_graph=args.cuda_graph)
     scene = Scene(height, width, args.objects, args.seed)
     if args.objects:
         stream.prompt(scene.masks(0))
@@ -108,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
         "device": str(model.X_0.device),
         "precision": stream.precision,
         "threads": torch.get_num_threads(),
+        "discover": args.discover,
         "ahead": args.ahead,
+        "cuda_graph": args.cuda_graph,
     }
     report(figures, memory, windows)
     return finish(figures)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ausm eval coco`."""
     parser.add_argument("--images", metavar="DIR", type=Path, required=True)
     parser.add_argument("--annotations", metavar="FILE", type=Path, required=True, help="COCO json of instances")
-    parser.add_argument("--class-agnostic", action="store_true", help="ignore classes, score by objectness")
+    parser.add_argument("--class-agnostic", action="store_true", help="ignore classes and the class head")
     parser.add_argument("--head", default="coco", help="class head of the model (coco)")
     scaling = parser.add_mutually_exclusive_group()
     scaling.add_argument("--repeat", metavar="N", type=int, default=1, help="show every image N times (1)")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dedupe",
         action=argparse.BooleanOptionalAction,
-        help="drop duplicates of better masks, as a stream does (default: with --class-agnostic)",
+        help="drop duplicates of better masks (default: with --class-agnostic)",
     )
     parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the detections as COCO results")
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         head=args.head,
         repeat=args.repeat,
         traversal=args.traversal,
-        dedupe=args.class_agnostic if args.dedupe is None else args.dedupe,
+        dedupe=args.dedupe,
         short_side=args.short_side,
         limit=args.limit,
         progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),

@@ -61,7 +61,7 @@ def detect(
     showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
     Without a head also times its stability: objectness does not know how good a mask became (docs/checkpoints/nano.md).
-    dedupe: drop duplicates of better masks by the rule of the stream; without it every query counts, as in Mask2Former.
+    dedupe: drop what overlaps a better mask more than a stream allows; without it every query counts (Mask2Former).
     """
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
@@ -158,16 +158,17 @@ def coco(
     head: str = "coco",
     repeat: int = 1,
     traversal: bool = False,
-    dedupe: bool = False,
+    dedupe: bool | None = None,
     short_side: int | None = None,
     limit: int | None = None,
     progress: Callable[[list[int]], Iterable[int]] | None = None,
 ) -> tuple[CocoResult, list[dict[str, Any]]]:
     """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
 
-    class_agnostic: one class, scored by objectness; else the classes of `head`, in the order of the file's category
-    ids. repeat, traversal: inference scaling. dedupe: see `detect`. limit: only the images of the lowest ids. progress:
-    wraps the list of image ids. Raises InputError for a missing image or a head of another number of classes.
+    class_agnostic: one class, scored without the head; else the classes of `head`, in the order of the file's category
+    ids. repeat, traversal: inference scaling. dedupe: see `detect`; None = where class_agnostic. limit: only the images
+    of the lowest ids. progress: wraps the list of image ids. Raises InputError for a missing image or a head of another
+    number of classes.
     """
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
@@ -176,6 +177,7 @@ def coco(
         known = dict(model.config.heads)
         if known.get(head) != len(categories):
             raise InputError(f"{annotations} has {len(categories)} categories, the model's heads {known}")
+    unique = class_agnostic if dedupe is None else dedupe
     results: list[dict[str, Any]] = []
     shown: Iterator[int] = iter(progress(ids) if progress else ids)
     for image_id in shown:
@@ -185,7 +187,7 @@ def coco(
             sizes = f"{image.shape[0]}x{image.shape[1]}, annotated as {entry['height']}x{entry['width']}"
             raise SizeError(f"{entry['file_name']} is {sizes}")
         showings = image_showings(image, repeat, traversal)
-        found = detect(model, showings, short_side, None if class_agnostic else head, dedupe)
+        found = detect(model, showings, short_side, None if class_agnostic else head, unique)
         for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
             row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
             results.append(row | {"segmentation": encode_segmentation(mask)})

@@ -158,6 +158,37 @@ def test_duplicates_are_dropped_when_asked() -> None:
     assert np.array_equal(unique.masks[1], every.masks[2])
 
 
+def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
+    class Model(ScriptedModel):
+        def new_state(self, height, width):
+            return super().new_state(height, width, torch.float32)
+
+        def predict(self, state, image, ids, active=None):
+            out = super().predict(state, image, ids)
+            masks = out.masks.clone()
+            masks[0, 0] = masks[0, 0] / 10  # 0.5 inside: half of it is gone at +1
+            return out._replace(masks=masks)
+
+    world = {"soft": ((8, 8, 40, 40), 2.0), "sharp": ((8, 48, 40, 80), 2.0)}
+    found = detect(Model([world]), [np.zeros((64, 96, 3), np.uint8)], 64)
+    assert found.masks[0][20, 60] and found.scores[1] == 0  # equal objectness
+
+
+@pytest.mark.parametrize(
+    ("options", "unique"), [({}, True), ({"class_agnostic": False}, False), ({"dedupe": False}, False)]
+)
+def test_duplicates_are_dropped_where_classes_do_not_count(root, model, monkeypatch, options, unique) -> None:
+    asked: list[bool] = []
+
+    def spy(_model, _showings, _short_side, _head, dedupe):
+        asked.append(dedupe)
+        return detections([], [], [])
+
+    monkeypatch.setattr(images, "detect", spy)
+    coco(model, root, root / "truth.json", **options)
+    assert asked == [unique] * 2
+
+
 def test_a_second_showing_tracks_what_the_first_detected(model, monkeypatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     asked: list[int] = []
@@ -196,8 +227,8 @@ def test_command(root: Path, model, capsys) -> None:
     rows = json.loads((root / "found.json").read_text())
     assert {row["image_id"] for row in rows} <= {2, 5}  # an untrained model may see nothing on one of them
     assert isinstance(rows[0]["segmentation"]["counts"], str)
-    limited = [*command, "--class-agnostic", "--short-side", "64", "--out", str(root / "all.json")]
-    assert cli.main([*limited, "--no-dedupe"]) == 0  # duplicates are dropped unless asked for
+    agnostic = [*command, "--class-agnostic", "--short-side", "64", "--out", str(root / "all.json")]
+    assert cli.main([*agnostic, "--no-dedupe"]) == 0  # duplicates are dropped unless asked for
     assert len(json.loads((root / "all.json").read_text())) > len(rows)
     for scaled in (["--repeat", "2"], ["--traversal"]):
         assert cli.main([*command, *scaled, "--short-side", "64", "--limit", "1"]) == 0

@@ -9,7 +9,7 @@ import ausm
 from ausm.config import StreamConfig
 from ausm.errors import AusmError, EmptyMaskError, SizeError
 from ausm.masks import Box
-from ausm.prompts import box_mask, points_mask
+from ausm.prompts import NO_FIT, NO_VIEW, box_mask, points_mask, shape_box, shape_points
 
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 WEAK = ((32, 48, 56, 88), -3.0)  # too weak to become a track, but a hypothesis
@@ -61,11 +61,14 @@ def test_slivers_that_span_a_box_do_not_fill_it(stream: ausm.Stream) -> None:
 def test_points_take_the_object_they_are_on(stream: ausm.Stream) -> None:
     a = rectangle((0, 0, 24, 32))
     assert iou(points_mask(stream, [(5, 5)]), a) > 0.95
+    assert shape_points(stream, [(5, 5)]).plain == "" == shape_box(stream, Box(2, 1, 30, 20)).plain
     assert iou(points_mask(stream, [(5, 5), (28, 20), (60, 40)], [1, 1, 0]), a) > 0.95
 
 
 def test_points_that_fit_nothing_become_discs(stream: ausm.Stream) -> None:
-    disc = points_mask(stream, [(70, 10)])
+    shaped = shape_points(stream, [(70, 10)])
+    disc = shaped.mask
+    assert shaped.plain == NO_FIT == shape_box(stream, Box(50, 2, 20, 9)).plain
     assert disc[10, 70] and 9 <= disc.sum() <= 30 and disc[8:13, 68:73].sum() == disc.sum()
     weak = points_mask(stream, [(60, 40)])  # on the weak one: a point alone does not make it an object
     assert weak.sum() == disc.sum()
@@ -96,4 +99,5 @@ def test_without_a_frame_or_its_predictions(stream: ausm.Stream) -> None:
             call()
     stream.load_state_dict(stream.state_dict())  # a snapshot does not hold the predictions
     assert np.array_equal(box_mask(stream, Box(0, 0, 32, 24)), rectangle((0, 0, 24, 32)))
+    assert shape_box(stream, Box(0, 0, 32, 24)).plain == NO_VIEW == shape_points(stream, [(5, 5)]).plain
     assert points_mask(stream, [(5, 5)]).sum() < 30

@@ -151,7 +151,8 @@ def test_slow_clicks_go_to_the_next_image_and_say_so(open_page: tuple[Browser, R
     finally:
         stop.set()
         thread.join()
-    assert answer["ok"] and answer["message"] == "OK on a newer image than the one clicked on", answer
+    # what follows says whether the model had an outline for the point
+    assert answer["ok"] and answer["message"].startswith("OK on a newer image than the one clicked on"), answer
     assert friend.reset().success
 
 

@@ -9,6 +9,7 @@ from worker_bench import SIZE, Bench, prompt
 
 from ausm.errors import ImageError
 from ausm.masks import Box
+from ausm.prompts import Shaped
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome
 from ausm_ros.worker import PromptRequest, is_out_of_memory
 
@@ -168,8 +169,8 @@ def test_box_and_points_are_shaped_by_the_model_when_applied(bench: Bench, monke
     idea = np.zeros(SIZE, np.bool_)
     idea[1:7, 2:9] = True
     asked: list[Any] = []
-    for name in ("box_mask", "points_mask"):
-        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: asked.append(shape) or idea)
+    for name in ("shape_box", "shape_points"):
+        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: asked.append(shape) or Shaped(idea))
     bench.show()
     shapes = [prompt(box=Box(3, 2, 5, 3)), prompt(points=((4, 3, 1), (9, 6, 0)))]
     request = PromptRequest(shapes, atomic=True)
@@ -183,8 +184,8 @@ def test_box_and_points_are_shaped_by_the_model_when_applied(bench: Bench, monke
 
 
 def test_a_shape_that_fits_no_object_is_taken_as_it_is_and_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("box_mask", "points_mask"):
-        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: prompt().mask)
+    for name in ("shape_box", "shape_points"):
+        monkeypatch.setattr(f"ausm_ros.session.{name}", lambda stream, *shape: Shaped(prompt().mask, "why"))
 
     def apply(shape: ObjectPrompt) -> Outcome:
         request = PromptRequest([shape], atomic=True)
@@ -194,7 +195,7 @@ def test_a_shape_that_fits_no_object_is_taken_as_it_is_and_said(bench: Bench, mo
 
     bench.show()
     first = apply(prompt(box=Box(3, 2, 5, 3)))
-    words = "the model sees no object that fits: the {} as such was taken, 15 pixels"
+    words = "why: the {} as such was taken, 15 pixels"
     assert (first.code, first.message) == (Code.OK, words.format("rectangle"))
     again = apply(prompt(points=((4, 3, 1),), track_id=first.track_id))
     assert (again.code, again.message) == (Code.OK, words.format("discs around the points"))

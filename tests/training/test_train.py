@@ -251,3 +251,13 @@ def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPat
     for a, b in zip(*rows, strict=True):
         for key in ("loss", "trk_mask", "det_obj", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-4), (a["iteration"], key)
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_only_exhaustive_clips_begin_unknown(exhaustive: bool) -> None:
+    stage = dataclasses.replace(STAGE, noise=None, unknown_p=1.0, first_p=0.0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), stage)
+    part = batch([0, 1])._replace(exhaustive=exhaustive)
+    generator = torch.Generator().manual_seed(0)
+    prompted = torch.stack([clip_loss.targets(part, generator).active[:, 0].any() for _ in range(30)])
+    assert bool(prompted.any()) is not exhaustive
