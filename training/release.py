@@ -2,8 +2,8 @@
 
 python -m training.release --weights out/s3/ema.safetensors --card card.json --out ausm/checkpoints/nano.safetensors
 
-Several --weights, of runs that went on from each other, are averaged: what the end of one run happens to be good or bad
-at evens out (docs/checkpoints/nano.md).
+Several --weights, of runs that went on from each other, are averaged, by --shares if these are given: what the end of
+one run happens to be good or bad at evens out (docs/checkpoints/nano.md).
 """
 
 import argparse
@@ -22,8 +22,12 @@ from ausm.model import AUSM
 REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what training itself recorded
 
 
-def average(sources: Sequence[Path]) -> tuple[AUSM, dict[str, Any]]:
-    """The mean of the weights, and the manifest of the last of them. Raises CheckpointError for different models."""
+def average(sources: Sequence[Path], shares: Sequence[float] | None = None) -> tuple[AUSM, dict[str, Any]]:
+    """The mean of the weights, and the manifest of the last of them. shares: one a source, None = all alike; scaled to
+    a sum of 1. Raises CheckpointError for different models and for shares that fit none."""
+    shares = [1.0] * len(sources) if shares is None else list(shares)
+    if len(shares) != len(sources) or min(shares) < 0 or not sum(shares) > 0:
+        raise CheckpointError(f"{len(sources)} checkpoints, shares {shares}: one each, none negative, some positive")
     models = [weights.load(source, "cpu", fuse=False) for source in sources]
     sizes = {model.config for model in models}
     if len(sizes) > 1:
@@ -32,11 +36,18 @@ def average(sources: Sequence[Path]) -> tuple[AUSM, dict[str, Any]]:
     with torch.no_grad():
         for name, value in models[-1].state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+                parts = [share * state[name].double() for share, state in zip(shares, states, strict=True)]
+                value.copy_(torch.stack(parts).sum(0) / sum(shares))
     return models[-1], weights.read_metadata(sources[-1])[1]
 
 
-def release(sources: Sequence[Path], card: dict[str, Any], out: Path, shift: float = 0.0) -> dict[str, Any]:
+def release(
+    sources: Sequence[Path],
+    card: dict[str, Any],
+    out: Path,
+    shift: float = 0.0,
+    shares: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """Write the mean of `sources` to `out` with the card merged into the last one's manifest; returns the manifest.
 
     `shift` is added to the objectness logits of all queries: at which of them a discovery should be shown, the stream's
@@ -46,10 +57,11 @@ def release(sources: Sequence[Path], card: dict[str, Any], out: Path, shift: flo
     missing = [name for name in REQUIRED if not card.get(name)]
     if missing:
         raise CheckpointError(f"the card lacks {missing}; it needs {list(REQUIRED)}")
-    model, manifest = average(sources)
+    model, manifest = average(sources, shares)
     manifest = {**manifest, **card}
     if len(sources) > 1:
         manifest["averaged"] = [weights.sha256(source) for source in sources]
+        manifest["shares"] = list(shares) if shares is not None else [1.0] * len(sources)
     if shift:
         model.pixel_decoder.objectness.bias.data += shift
         manifest["objectness_shift"] = shift
@@ -61,12 +73,13 @@ def release(sources: Sequence[Path], card: dict[str, Any], out: Path, shift: flo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, nargs="+", required=True, help="averaged weights of the last stage")
+    parser.add_argument("--shares", type=float, nargs="+", help="of the --weights in their mean (default: alike)")
     parser.add_argument("--card", type=Path, required=True, help=f"JSON with {', '.join(REQUIRED)}")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shift-objectness", type=float, default=0.0, help="logits added to what says: an object")
     args = parser.parse_args()
     try:
-        release(args.weights, json.loads(args.card.read_text()), args.out, args.shift_objectness)
+        release(args.weights, json.loads(args.card.read_text()), args.out, args.shift_objectness, args.shares)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"release: error: {error}", file=sys.stderr)
         return 2

@@ -47,3 +47,18 @@ def test_several_weights_are_averaged(tmp_path: Path) -> None:
     weights.save(tmp_path / "c.safetensors", AUSM(replace(size, N_det=size.N_det + 1)), {})
     with pytest.raises(CheckpointError, match="2 sizes"):
         release([*paths, tmp_path / "c.safetensors"], CARD, tmp_path / "out.safetensors")
+
+
+def test_shares_of_a_mean(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in paths:
+        weights.save(path, AUSM(small_nano()), {})
+    manifest = release(paths, CARD, tmp_path / "out.safetensors", shares=[3, 1])
+    assert manifest["shares"] == [3, 1]
+    first, second, found = (
+        weights.load(path, "cpu", fuse=False).state_dict()["B"] for path in (*paths, tmp_path / "out.safetensors")
+    )
+    torch.testing.assert_close(found, 0.75 * first + 0.25 * second, atol=1e-3, rtol=1e-3)
+    for wrong in ([1], [1, -1], [0, 0]):
+        with pytest.raises(CheckpointError, match="2 checkpoints, shares"):
+            release(paths, CARD, tmp_path / "out.safetensors", shares=wrong)
