@@ -27,7 +27,7 @@ from ausm_ros.worker import CameraTask, Report, Worker
 
 RANDOM = "random:"  # prefix of an untrained preset
 WARM_OBJECTS, WARM_STEP = 32, 8  # numbers of objects to warm up for; `ausm.padding` has one size in eight or less
-REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before an error of the same kind is logged again; one of other words
+REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before the same line of one kind is logged again; before another line of it
 
 
 @dataclass(frozen=True)
@@ -163,16 +163,16 @@ class Runtime:
         """A line for an error, again only after a minute, or some seconds if its words are others; all are counted,
         /diagnostics has the last."""
         counts.tell_error(text)
-        if self._is_due(camera, kind, text, REPEAT):
+        if self._take_turn(camera, kind, text, REPEAT):
             self._node.get_logger().error(f"{camera}: {text}")
 
     def _log_event(self, camera: str, kind: str, text: str) -> None:
         """A line for what is no error but costs objects."""
-        if self._is_due(camera, kind, text, REPEAT_OTHER):
+        if self._take_turn(camera, kind, text, REPEAT_OTHER):
             self._node.get_logger().info(f"{camera}: {text}")
 
-    def _is_due(self, camera: str, kind: str, text: str, repeat: float) -> bool:
-        """Whether to log it now; `repeat` seconds must lie between the same words."""
+    def _take_turn(self, camera: str, kind: str, text: str, repeat: float) -> bool:
+        """Whether to log it now, which is noted: `repeat` s lie between the same words, REPEAT_OTHER between others."""
         now = time.monotonic()
         at, before = self._logged.get((camera, kind), (-REPEAT, ""))
         due = now - at >= (repeat if text == before else REPEAT_OTHER)
