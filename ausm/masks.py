@@ -16,6 +16,7 @@ from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError
 MAX_PIXELS = 1 << 28  # 268 megapixels: what a decoder may allocate on the word of a message
 MAX_LABEL = 65535  # a label map is 16 bits wide
 MAX_PALETTE = 255  # a palette PNG is 8 bits wide
+DISC = 24  # a point becomes a disc of radius min(height, width) / DISC pixels
 MAX_OBJECTS = 100  # of one prompt PNG; more values are the soft edge of a mask, not objects
 
 
@@ -190,3 +191,14 @@ def read_prompt_png(path: str | Path) -> tuple[np.ndarray, list[int]]:
         raise AusmError(f"{path}: {many}. Is this a soft mask? Make it 0 and 255")
     masks = np.stack([labels == v for v in values])
     return masks, [1] if values == [MAX_PALETTE] else values
+
+
+def discs(points: Sequence[tuple[int, int]], labels: Sequence[int], height: int, width: int) -> np.ndarray:
+    """(H, W) bool: a filled disc at each point (x, y) on the object, less the discs of the points of label 0."""
+    canvas = np.zeros((height, width), np.uint8)
+    radius = max(2, min(height, width) // DISC)
+    for wanted in (1, 0):  # what is not the object is cut out last
+        for (x, y), label in zip(points, labels, strict=True):
+            if bool(label) == bool(wanted):
+                cv2.circle(canvas, (int(x), int(y)), radius, wanted, cv2.FILLED)
+    return canvas.astype(bool)

@@ -9,19 +9,15 @@ the negative ones. Hypotheses are all queries of the last step, those too weak t
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ausm.assemble import Geometry, full_size_masks, mask_confidence
 from ausm.errors import AusmError, EmptyMaskError, SizeError
-from ausm.masks import Box
+from ausm.masks import Box, discs
 from ausm.stream import Stream
 
 AGREEMENT = 0.5  # IoU of boxes
 FILL = 0.1  # of the box that a mask covers at least: scattered slivers can have any bounds
-DISC = 24  # a point becomes a disc of radius min(height, width) / DISC pixels
-
-
 NO_FIT = "the model sees no object that fits"
 NO_VIEW = "the model's view of that image is not kept"
 
@@ -107,7 +103,10 @@ def shape_points(stream: Stream, points: Sequence[tuple[int, int]], labels: Sequ
         fits = (covered == np.asarray(labels, bool)).all(1) & (found.foreground > stream.config.score_threshold)
         if fits.any():
             return Shaped(found.mask(int(np.argmax(np.where(fits, found.foreground * found.confidence, -1)))))
-    return Shaped(_discs(points, labels, height, width), NO_VIEW if found is None else NO_FIT)
+    plain = discs(points, labels, height, width)
+    if not plain.any():
+        raise EmptyMaskError(f"{len(points)} points, {sum(map(bool, labels))} on the object: no pixel is left")
+    return Shaped(plain, NO_VIEW if found is None else NO_FIT)
 
 
 def _size(stream: Stream) -> tuple[int, int]:
@@ -138,15 +137,3 @@ def _box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     inter = max(w, 0.0) * max(h, 0.0)
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
-
-
-def _discs(points: Sequence[tuple[int, int]], labels: Sequence[int], height: int, width: int) -> np.ndarray:
-    canvas = np.zeros((height, width), np.uint8)
-    radius = max(2, min(height, width) // DISC)
-    for wanted in (1, 0):  # what is not the object is cut out last
-        for (x, y), label in zip(points, labels, strict=True):
-            if bool(label) == bool(wanted):
-                cv2.circle(canvas, (int(x), int(y)), radius, wanted, cv2.FILLED)
-    if not canvas.any():
-        raise EmptyMaskError(f"{len(points)} points, {sum(map(bool, labels))} on the object: no pixel is left")
-    return canvas.astype(bool)

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from ausm.errors import AusmError, CapacityError, EmptyMaskError, ImageError, SizeError, UnknownIdError
 from ausm.image_encodings import read_header
-from ausm.masks import Box, decode_rle
+from ausm.masks import Box, decode_rle, discs
 
 MAX_POINTS = 1000  # per prompt
 MAX_NAME = 256  # characters
-DISC = 24  # a point becomes a disc of radius min(height, width) / DISC pixels
 
 
 class Code(IntEnum):
@@ -187,20 +185,15 @@ def _from_points(message: Any, scene: Scene) -> np.ndarray:
             Code.INVALID_MASK,
             f"{len(xs)} point_x, {len(ys)} point_y, {len(labels)} point_labels (at most {MAX_POINTS})",
         )
-    canvas = np.zeros((scene.height, scene.width), np.uint8)
-    radius = max(2, min(scene.height, scene.width) // DISC)
-    for wanted in (1, 0):  # what is not the object is cut out last
-        for x, y, label in zip(xs, ys, labels, strict=True):
-            if label not in (0, 1):
-                raise Refusal(Code.INVALID_MASK, f"point label {label}, only 1 (object) and 0 (not object) are known")
-            if x >= scene.width or y >= scene.height:
-                raise Refusal(
-                    Code.INVALID_MASK,
-                    f"point x={x} y={y} outside the image of {scene.height}x{scene.width} (height x width)",
-                )
-            if label == wanted:
-                cv2.circle(canvas, (int(x), int(y)), radius, wanted, cv2.FILLED)
-    return canvas.astype(np.bool_)
+    for x, y, label in zip(xs, ys, labels, strict=True):
+        if label not in (0, 1):
+            raise Refusal(Code.INVALID_MASK, f"point label {label}, only 1 (object) and 0 (not object) are known")
+        if x >= scene.width or y >= scene.height:
+            raise Refusal(
+                Code.INVALID_MASK,
+                f"point x={x} y={y} outside the image of {scene.height}x{scene.width} (height x width)",
+            )
+    return discs(list(zip(xs, ys, strict=True)), labels, scene.height, scene.width)
 
 
 def mask_of(prompt: Any, scene: Scene) -> np.ndarray:
