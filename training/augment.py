@@ -59,18 +59,20 @@ def _film(
     height, width = config.size
     source = raw.images[0].shape[:2]
     focus = _focus(raw, rng, still)
+    # without the chance no draw is taken: the sequence of draws stays what it was
+    whole = still and config.whole > 0 and rng.random() < config.whole
     away = None
-    if len(raw.class_ids) and config.frames >= 4 and rng.random() < config.away:
+    if not whole and len(raw.class_ids) and config.frames >= 4 and rng.random() < config.away:
         away = absent_span(rng, config.frames)
     maps = camera_path(
         rng,
         config.frames,
         config.size,
         source,
-        focus,
+        np.array([0.0, 0.0, source[1], source[0]]) if whole else focus,
         STILL if still else VIDEO,
-        close=1.0 if still or away else 0.6,
-        jump=still and rng.random() < config.jump,
+        close=0.0 if whole else 1.0 if still or away else 0.6,
+        jump=still and not whole and rng.random() < config.jump,
         away=away,
     )
     if rng.random() < config.flip:

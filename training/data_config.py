@@ -33,6 +33,8 @@ class SourceConfig:
     labels: str | None = None  # bags: the topic of the masks, where there are several
     paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
     frames: int | None = None  # T of this source's clips, None = as the stage says
+    size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
+    whole: float | None = None  # photos: probability of being shown whole, None = as the clip configuration says
 
 
 # types of the keys that are no strings
@@ -40,6 +42,8 @@ VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "weight": ((int, float), "a number"),
     "paste": ((int, float), "a number"),
     "frames": (int, "a whole number"),
+    "size": (list, "[height, width]"),
+    "whole": ((int, float), "a number"),
     "exhaustive": (bool, "true or false"),
     "exclude": (list, "a list"),
 }
@@ -100,7 +104,7 @@ def make_source(config: SourceConfig, base: Path) -> Source:
         reader.exhaustive = config.exhaustive
     if config.head is not None:
         reader.head = config.head
-    return Source(reader, config.weight, config.paste, config.frames)
+    return Source(reader, config.weight, config.paste, config.frames, config.size, config.whole)
 
 
 def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:
@@ -148,6 +152,13 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
     if values.get("frames", 1) < 1:
         raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
+    if not 0 <= values.get("whole", 0.0) <= 1:
+        raise ClipDataError(f"{where}: whole {values['whole']} in 0..1")
+    if "size" in values:
+        size = values["size"]
+        if len(size) != 2 or not all(type(n) is int and n >= 32 and n % 32 == 0 for n in size):
+            raise ClipDataError(f"{where}: size {size} must be [height, width], both multiples of 32")
+        values["size"] = tuple(size)
     values["exclude"] = tuple(str(item) for item in values.get("exclude", ()))
     return SourceConfig(**values)
 

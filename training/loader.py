@@ -37,17 +37,22 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A reader with its share of the batches. `paste`, `frames`: None = as the clip configuration says."""
+    """A reader with its share of the batches. What is None below is as the clip configuration says."""
 
     reader: Reader
     weight: float
     paste: float | None = None
     frames: int | None = None
+    size: tuple[int, int] | None = None  # (H, W) of the crop
+    whole: float | None = None
 
     def configure(self, config: ClipConfig) -> ClipConfig:
         """The clip configuration with this source's own values."""
-        own: dict[str, Any] = {"paste": self.paste, "frames": self.frames}
-        return replace(config, **{name: value for name, value in own.items() if value is not None})
+        return replace(config, **{name: value for name, value in self.own().items() if value is not None})
+
+    def own(self) -> dict[str, Any]:
+        """This source's own values by the name of the clip configuration's field; None = as that says."""
+        return {"paste": self.paste, "frames": self.frames, "size": self.size, "whole": self.whole}
 
 
 def collate(clips: Sequence[Clip], skipped: tuple[str, ...] = ()) -> Batch:

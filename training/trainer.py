@@ -242,16 +242,10 @@ class Trainer:
             "seconds": round(self.seconds),
             "processes": self.world,
             "sources": [
-                {"name": x.reader.name, "items": len(x.reader), **own_settings(x)}
-                for x in self.sources
+                {"name": x.reader.name, "items": len(x.reader), "weight": x.weight, **x.own()} for x in self.sources
             ],
         }
         return {**base, "recipe": [*base.get("recipe", []), own]}
-
-
-def own_settings(source: Source) -> dict[str, float | int | None]:
-    """What a source says of its clips; None = as the stage says."""
-    return {"weight": source.weight, "paste": source.paste, "frames": source.frames}
 
 
 def _mix(*numbers: int) -> int:

@@ -70,6 +70,19 @@ def test_masks_follow_the_picture_through_camera_and_flip(frames: int, seed: int
         assert agreement(clip, {3: RED, 8: GREEN}[int(class_id)], clip.masks[row]) > 0.9
 
 
+def test_a_photo_may_be_shown_whole() -> None:
+    """No closer than it is, so that small objects stay small; a video's window and a chance of 0 know nothing of it."""
+
+    def areas(chance: float, frames: int = 1) -> list[float]:
+        config = replace(STEADY, paste=0, occlude=0, away=0, jump=0, whole=chance)
+        clips = [make_clip(Squares(frames), 0, np.random.default_rng(seed), config, None) for seed in range(8)]
+        return [float(clip.masks.sum((2, 3)).max()) for clip in clips]
+
+    whole, close = areas(1.0), areas(0.0)
+    assert max(whole) < 1600 * 1.35 and np.median(close) > 1600 * 1.35
+    assert areas(1.0, frames=40) == areas(0.0, frames=40)
+
+
 def test_large_sources_are_shrunk_without_moving_the_masks() -> None:
     config = replace(plain(3, (60, 80)), away=0)
     clip = make_clip(Squares(1, (480, 640)), 0, np.random.default_rng(1), config, None)

@@ -142,11 +142,11 @@ def test_pasting_can_be_set_per_source() -> None:
     assert often.valid.sum() > 8 >= never.valid.sum()
 
 
-def test_a_source_may_have_its_own_clip_length() -> None:
-    own = Source(Blocks("photos"), 1.0, frames=3)
+def test_a_source_may_have_its_own_clip_length_and_crop() -> None:
+    own = Source(Blocks("photos"), 1.0, frames=3, size=(64, 32))
     schedule = ClipBatches([own, Source(Blocks("b"), 1.0)], ClipConfig(frames=5, size=(32, 48)), seed=0, batch=2)
     found = {batch.sources[0].split("/")[0]: batch for batch in (schedule[k] for k in range(8))}
-    assert found["photos"].images.shape == (2, 3, 32, 48, 3) and found["b"].images.shape == (2, 5, 32, 48, 3)
+    assert found["photos"].images.shape == (2, 3, 64, 32, 3) and found["b"].images.shape == (2, 5, 32, 48, 3)
     assert (found["photos"].masks.shape[2], found["b"].masks.shape[2]) == (3, 5)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm.pixel_decoder import Predictions
-from training.losses import Criterion, LossConfig, mask_losses, sample_points, uncertain_points
+from training.losses import Criterion, LossConfig, mask_losses, mask_quality, sample_points, uncertain_points
 from training.preprocess import Targets
 
 CONFIG = LossConfig(points=256, deep=0.5)
@@ -150,6 +150,35 @@ def test_class_loss() -> None:
     n = case.targets.active.sum() + case.targets.det.sum()
     value = case.losses(head="coco", exhaustive=False)["class"]
     assert float(value) == pytest.approx(float(2 * (-2 * log_p[2] - log_p[3]) / n), rel=1e-5)
+
+
+def test_mask_quality_by_hand() -> None:
+    """IoU 1, 1/2, 1/4, nothing in common, and an object too small for the grid."""
+    covers = torch.zeros(5, 4, 4)
+    covers[:4, :2, :2] = 1
+    covers[4, 0, 0] = 0.4
+    logits = torch.full((5, 4, 4), -3.0)
+    logits[0, :2, :2] = 3
+    logits[1, :2, :4] = 3
+    logits[2, 0, 0] = 3
+    logits[3, 3, 3] = 3
+    logits[4, 0, 0] = 3
+    assert mask_quality(logits, covers).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+
+
+def test_objectness_may_be_taught_how_good_a_mask_is() -> None:
+    """The same confident answer is pushed up where its mask is right and down where the mask is wrong."""
+    case = Case()
+    case.criterion = Criterion(replace(CONFIG, quality=True), case.criterion.model)
+    right = case.perfect()
+    wrong = right.masks.clone()
+    wrong[0, 3] = -wrong[0, 3]  # everything but the object
+    pushed = []
+    for masks in (right.masks, wrong):
+        objectness = torch.zeros(2, Case.Q).index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(2.0))
+        loss = case.losses(masks=masks, objectness=objectness.requires_grad_())["det_obj"]
+        pushed.append(float(torch.autograd.grad(loss, objectness)[0][0, 3]))
+    assert pushed[0] < 0 < pushed[1]
 
 
 def test_deep_supervision_and_the_common_normaliser() -> None:
