@@ -69,7 +69,7 @@ def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossCo
 
 @torch.no_grad()
 def mask_quality(logits: Tensor, covers: Tensor) -> Tensor:
-    """What objectness should say of masks, (M,) in 0..1: 2 IoU - 1/2, so that 0.5 means a mask that just counts as found.
+    """What objectness should say of masks, (M,) in 0..1: 2 IoU - 1/2, so that 0.5 is a mask that just counts as found.
 
     logits and covers (M, h, w); covers = share of every cell that is the object. An object under half a cell everywhere
     has no IoU to speak of and gets 0.
@@ -212,7 +212,7 @@ class _Flat:
         self._covers: dict[tuple[int, ...], Tensor] = {}
 
     def covers(self, size: tuple[int, ...]) -> Tensor:
-        """(F, K, *size) share of every cell of a coarser grid that is the object; kept, all outputs ask for one size."""
+        """(F, K, *size) share of every cell of a coarser grid that is the object; kept: outputs ask for one size."""
         if size not in self._covers:
             self._covers[size] = F.adaptive_avg_pool2d(self.masks.float(), size)
         return self._covers[size]
