@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 10.0  # seconds that rates and percentiles look back
+USELESS = 5.0  # seconds of images none of which is processed
 DROPS = (
     "replaced",  # a newer image came before this one was processed
     "zero_stamp",
@@ -84,6 +85,24 @@ class CameraCounts:
 
     def tell_error(self, text: str) -> None:
         self.last_error, self.last_error_at = text, time.monotonic()
+
+    def useless(self) -> bool:
+        """Whether images have come for some seconds and not one of them was processed."""
+        came = self.received.values()
+        return bool(came) and came[0][0] > USELESS and not any(ago < USELESS for ago, _ in self.processed.values())
+
+    def reason(self) -> str:
+        """Why images are not processed, as far as that is known."""
+        if self.last_error_at and time.monotonic() - self.last_error_at < 2 * USELESS:
+            return self.last_error
+        return "dropped, see the counts" if self.received.values() else "no image"
+
+    def last_image(self) -> str:
+        """For people: when the last image came, and why it was not processed."""
+        if not self.last_received:
+            return "no image yet"
+        age = f"the last image came {time.monotonic() - self.last_received:.1f} s ago"
+        return f"{age}, none is processed: {self.reason()}" if self.useless() else age
 
     def receive(self, encoding: str) -> None:
         with self._lock:

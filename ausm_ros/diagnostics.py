@@ -9,14 +9,13 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from ausm.tracks import TrackState
-from ausm_ros.counts import DROPS, CameraCounts
+from ausm_ros.counts import DROPS, USELESS, CameraCounts
 from ausm_ros.memory import resident_bytes
 from ausm_ros.parameters import Settings
 from ausm_ros.session import Snapshot
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SILENT = 2.0  # seconds without an image that are an error
-USELESS = 5.0  # seconds of images none of which is processed
 EVENTS = ("received", "processed", "time_jumps", "size_changes", "model_errors", "incompatible_qos")
 
 
@@ -36,26 +35,6 @@ def _status(name: str, level: bytes, message: str, values: dict[str, object]) ->
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id="ausm", values=pairs)
 
 
-def useless(counts: CameraCounts) -> bool:
-    """Whether images have come for some seconds and not one of them was processed."""
-    came = counts.received.values()
-    return bool(came) and came[0][0] > USELESS and not any(ago < USELESS for ago, _ in counts.processed.values())
-
-
-def reason(counts: CameraCounts) -> str:
-    """Why images are not processed, as far as that is known."""
-    fresh = counts.last_error_at and time.monotonic() - counts.last_error_at < 2 * USELESS
-    return counts.last_error if fresh else "dropped, see the counts" if counts.received.values() else "no image"
-
-
-def last_image(counts: CameraCounts) -> str:
-    """For people: when the last image came, and why it was not processed."""
-    if not counts.last_received:
-        return "no image yet"
-    age = f"the last image came {time.monotonic() - counts.last_received:.1f} s ago"
-    return f"{age}, none is processed: {reason(counts)}" if useless(counts) else age
-
-
 def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
     """Rates, drops by reason and the age of the last image."""
     counts = view.counts
@@ -68,8 +47,8 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         message = "disabled"
     elif age > SILENT:
         level, message = ERROR, "no image yet" if math.isinf(age) else f"no image for {age:.1f} s"
-    elif useless(counts):
-        level, message = ERROR, f"{received:.1f} Hz in, none processed for {USELESS:g} s: {reason(counts)}"
+    elif counts.useless():
+        level, message = ERROR, f"{received:.1f} Hz in, none processed for {USELESS:g} s: {counts.reason()}"
     elif expected and received < 0.8 * expected:
         level, message = WARN, f"{received:.1f} Hz in, {expected:.1f} Hz expected"
     elif totals["incompatible_qos"] and not totals["received"]:

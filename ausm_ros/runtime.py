@@ -1,7 +1,7 @@
 """What a configured node holds: the shared weights, and for each camera its session, subscription and publishers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,12 +22,12 @@ from ausm_ros.messages import rgb_of
 from ausm_ros.outputs import CameraOutputs
 from ausm_ros.parameters import CameraSettings, Settings
 from ausm_ros.prompts import Code, Refusal
+from ausm_ros.repeats import REPEAT_OTHER, Repeats
 from ausm_ros.session import Session
 from ausm_ros.worker import CameraTask, Report, Worker
 
 RANDOM = "random:"  # prefix of an untrained preset
 WARM_OBJECTS, WARM_STEP = 32, 8  # numbers of objects to warm up for; `ausm.padding` has one size in eight or less
-REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before the same line of one kind is logged again; before another line of it
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ def stream_config(settings: Settings) -> "ausm.StreamConfig":
     )
 
 
+def groups_to_warm(sessions: Sequence[Session], together: bool) -> list[list[Session]]:
+    """Every number of cameras whose images may meet in one pass; without that each camera for itself."""
+    return [list(sessions[: k + 1]) if together else [session] for k, session in enumerate(sessions)]
+
+
 class Runtime:
     """Made by configure, thrown away by cleanup; `start` and `stop` any number of times in between."""
 
@@ -89,7 +94,7 @@ class Runtime:
         self.settings = settings
         self.active = False
         self._node = node
-        self._logged: dict[tuple[str, str], tuple[float, str]] = {}  # when, and what was said
+        self._repeats = Repeats()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         started = time.monotonic()
@@ -112,7 +117,7 @@ class Runtime:
         self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
         order = list(sessions.values())
         together = settings.batch and gains_together([session.stream for session in order])
-        for group in [order[: k + 1] for k in range(len(order))] if together else [[session] for session in order]:
+        for group in groups_to_warm(order, together):
             self._warm_up(group)
         self.model_values["configure_s"] = time.monotonic() - started
         self.cameras: dict[str, CameraParts] = {}
@@ -163,22 +168,13 @@ class Runtime:
         """A line for an error, again only after a minute, or some seconds if its words are others; all are counted,
         /diagnostics has the last."""
         counts.tell_error(text)
-        if self._take_turn(camera, kind, text, REPEAT):
+        if self._repeats.take_turn(camera, kind, text):
             self._node.get_logger().error(f"{camera}: {text}")
 
     def _log_event(self, camera: str, kind: str, text: str) -> None:
         """A line for what is no error but costs objects."""
-        if self._take_turn(camera, kind, text, REPEAT_OTHER):
+        if self._repeats.take_turn(camera, kind, text, REPEAT_OTHER):
             self._node.get_logger().info(f"{camera}: {text}")
-
-    def _take_turn(self, camera: str, kind: str, text: str, repeat: float) -> bool:
-        """Whether to log it now, which is noted: `repeat` s lie between the same words, REPEAT_OTHER between others."""
-        now = time.monotonic()
-        at, before = self._logged.get((camera, kind), (-REPEAT, ""))
-        due = now - at >= (repeat if text == before else REPEAT_OTHER)
-        if due:
-            self._logged[camera, kind] = now, text
-        return due
 
     def _apply_policies(self, parts: CameraParts) -> None:
         parts.task.on_time_jump = self.settings.on_time_jump

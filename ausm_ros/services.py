@@ -14,7 +14,6 @@ from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool
 
 from ausm.tracks import TrackState
-from ausm_ros.diagnostics import last_image
 from ausm_ros.executor import Ration, may_wait
 from ausm_ros.messages import to_instances, to_ns, to_result, to_time
 from ausm_ros.parameters import Settings
@@ -179,7 +178,7 @@ class Services:
         except Refusal as refusal:
             message = refusal.message
             if refusal.code == Code.TIMEOUT:
-                message += f"; camera {parts.task.name}: {last_image(parts.counts)}"
+                message += f"; camera {parts.task.name}: {parts.counts.last_image()}"
             return PromptsApplied([Outcome(refusal.code, message)] * number, 0, snapshot.epoch)
 
     @staticmethod

@@ -11,15 +11,13 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 import torch
 from builtin_interfaces.msg import Time
 
-from ausm_ros.counts import DROPS, WINDOW, CameraCounts, Rolling
+from ausm_ros.counts import DROPS, USELESS, WINDOW, CameraCounts, Rolling
 from ausm_ros.diagnostics import (
     ERROR,
     OK,
-    USELESS,
     WARN,
     CameraView,
     camera_statuses,
-    last_image,
     memory_status,
     model_status,
     to_array,
@@ -58,16 +56,16 @@ def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.Monk
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS - 1)
     feed(fed.counts, 1)
-    assert statuses(fed)[0].level == OK and last_image(fed.counts) == "the last image came 0.0 s ago"
+    assert statuses(fed)[0].level == OK and fed.counts.last_image() == "the last image came 0.0 s ago"
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS + 1)
     feed(fed.counts, 1)
     stream = statuses(fed)[0]
     assert stream.level == ERROR and "none processed for 5 s: encoding 'weird'" in stream.message
-    assert last_image(fed.counts).endswith("none is processed: encoding 'weird'")
+    assert fed.counts.last_image().endswith("none is processed: encoding 'weird'")
     assert {pair.key: pair.value for pair in stream.values}["last_error_age_s"] == "6.000"
     fed.counts.processed.add(0.1)
     assert statuses(fed)[0].level == OK
-    assert last_image(CameraCounts()) == "no image yet"
+    assert CameraCounts().last_image() == "no image yet"
 
 
 def test_a_camera_without_images_is_an_error_and_a_disabled_one_is_not() -> None:

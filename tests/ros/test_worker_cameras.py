@@ -7,6 +7,7 @@ import numpy as np
 from worker_bench import Bench, prompt
 
 from ausm.errors import ImageError
+from ausm_ros.runtime import groups_to_warm
 from ausm_ros.worker import PromptRequest
 
 
@@ -116,3 +117,12 @@ def test_an_image_that_the_model_refuses_is_its_own_cameras_business() -> None:
         assert [task.session.epoch for task in bench.tasks] == [before[0] + 1, before[1]]
     assert bench.batches == [2] * 5 and not bench.fatal
     assert [name for name, _ in bench.reports] == ["camera1"] * 5 and {kind for kind, _ in bench.errors} == {"failed"}
+
+
+def test_every_number_of_cameras_that_may_meet_is_warmed_up() -> None:
+    """Kernels are chosen per batch size: one image waits alone as often as all cameras' do."""
+    a, b, c = (object() for _ in range(3))
+    sessions: Any = [a, b, c]
+    assert groups_to_warm(sessions, together=True) == [[a], [a, b], [a, b, c]]
+    assert groups_to_warm(sessions, together=False) == [[a], [b], [c]]
+    assert groups_to_warm([], together=True) == []
