@@ -88,8 +88,8 @@ SPECS = (
     ),
     Spec(
         "prompt.threshold",
-        0.0,
-        "Least objectness at which a prompted object is shown; 0 = always, its mask alone decides.",
+        0.4,
+        "Least objectness at which a prompted object is shown, else it is LOST; 0 = its mask alone decides.",
         dynamic=True,
         low=0.0,
         high=1.0,
