@@ -87,15 +87,15 @@ class CameraCounts:
         self.last_error, self.last_error_at = text, time.monotonic()
 
     def useless(self) -> bool:
-        """Whether images have come for some seconds and not one of them was processed."""
+        """Whether images have come for some seconds, and still come, and not one of them was processed."""
         came = self.received.values()
-        return bool(came) and came[0][0] > USELESS and not any(ago < USELESS for ago, _ in self.processed.values())
+        comes = bool(came) and came[0][0] > USELESS > came[-1][0]
+        return comes and not any(ago < USELESS for ago, _ in self.processed.values())
 
     def reason(self) -> str:
         """Why images are not processed, as far as that is known."""
-        if self.last_error_at and time.monotonic() - self.last_error_at < 2 * USELESS:
-            return self.last_error
-        return "dropped, see the counts" if self.received.values() else "no image"
+        fresh = self.last_error_at and time.monotonic() - self.last_error_at < 2 * USELESS
+        return self.last_error if fresh else "dropped, see the counts"
 
     def last_image(self) -> str:
         """For people: when the last image came, and why it was not processed."""

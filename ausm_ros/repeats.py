@@ -6,8 +6,10 @@ REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before the same line of one kind is 
 
 
 class Repeats:
-    """Whose turn it is. Lines have a key (camera and kind) and words; another thread may ask at the same time, at worst
-    a line is then logged twice."""
+    """Remembers the last words of each camera and kind; lines that alternate between two texts come every REPEAT_OTHER s.
+
+    Several threads may ask; at worst a line is logged twice.
+    """
 
     def __init__(self) -> None:
         self._said: dict[tuple[str, str], tuple[float, str]] = {}  # when, and which words

@@ -1,7 +1,7 @@
 """What a configured node holds: the shared weights, and for each camera its session, subscription and publishers."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from ausm_ros.outputs import CameraOutputs
 from ausm_ros.parameters import CameraSettings, Settings
 from ausm_ros.prompts import Code, Refusal
 from ausm_ros.repeats import REPEAT_OTHER, Repeats
-from ausm_ros.session import Session
+from ausm_ros.session import Session, groups_to_warm
 from ausm_ros.worker import CameraTask, Report, Worker
 
 RANDOM = "random:"  # prefix of an untrained preset
@@ -69,11 +69,6 @@ def stream_config(settings: Settings) -> "ausm.StreamConfig":
         dedupe_iou=settings.dedupe_iou,
         short_side=settings.input_short_side or None,
     )
-
-
-def groups_to_warm(sessions: Sequence[Session], together: bool) -> list[list[Session]]:
-    """Every number of cameras whose images may meet in one pass; without that each camera for itself."""
-    return [list(sessions[: k + 1]) if together else [session] for k, session in enumerate(sessions)]
 
 
 class Runtime:

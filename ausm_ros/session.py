@@ -247,3 +247,8 @@ class Session:
             stream.ids_issued,
             stream.state_bytes,
         )
+
+
+def groups_to_warm(sessions: Sequence[Session], together: bool) -> list[list[Session]]:
+    """Every number of cameras whose images may meet in one pass; without that each camera for itself."""
+    return [list(sessions[: k + 1]) if together else [session] for k, session in enumerate(sessions)]

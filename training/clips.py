@@ -46,7 +46,7 @@ class ClipConfig:
     reverse: float = 0.5  # real videos: played backwards
     flip: float = 0.5  # horizontal flip of the whole clip
     jump: float = 0.15  # pseudo-videos: one hard cut of the camera
-    whole: float = 0.0  # pseudo-videos: the photo is shown as at test, no closer: small objects stay small
+    whole: float = 0.0  # pseudo-videos: as wide as the crop allows, no zoom, jump or absence: small stays small
     away: float = 0.15  # the camera looks away from an object for some frames and returns
 
     paste: float = 0.6  # moving cut-outs of other images are pasted on the clip

@@ -34,7 +34,7 @@ class SourceConfig:
     paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
     frames: int | None = None  # T of this source's clips, None = as the stage says
     size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
-    whole: float | None = None  # photos: probability of being shown whole, None = as the clip configuration says
+    whole: float | None = None  # photos: probability of no zoom, None = as the clip configuration says
 
 
 # types of the keys that are no strings
@@ -104,7 +104,9 @@ def make_source(config: SourceConfig, base: Path) -> Source:
         reader.exhaustive = config.exhaustive
     if config.head is not None:
         reader.head = config.head
-    return Source(reader, config.weight, config.paste, config.frames, config.size, config.whole)
+    return Source(
+        reader, config.weight, paste=config.paste, frames=config.frames, size=config.size, whole=config.whole
+    )
 
 
 def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:
@@ -153,7 +155,7 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
     if values.get("frames", 1) < 1:
         raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
     if not 0 <= values.get("whole", 0.0) <= 1:
-        raise ClipDataError(f"{where}: whole {values['whole']} in 0..1")
+        raise ClipDataError(f"{where}: whole {values['whole']} must be in 0..1")
     if "size" in values:
         size = values["size"]
         if len(size) != 2 or not all(type(n) is int and n >= 32 and n % 32 == 0 for n in size):

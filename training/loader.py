@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A reader with its share of the batches. What is None below is as the clip configuration says."""
+    """A reader with its share of the batches. None = as the clip configuration says."""
 
     reader: Reader
     weight: float

@@ -28,7 +28,7 @@ class LossConfig:
     oversample: float = 3.0
     importance: float = 0.75
     deep: float = 1.0  # weight of the intermediate outputs
-    quality: bool = False  # objectness of a matched detection: how well its mask covers the object, instead of 1
+    quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -68,15 +68,16 @@ def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossCo
 
 
 @torch.no_grad()
-def mask_quality(logits: Tensor, covers: Tensor) -> Tensor:
-    """What objectness should say of masks, (M,) in 0..1: 2 IoU - 1/2, so that 0.5 is a mask that just counts as found.
+def mask_quality(logits: Tensor, targets: Tensor) -> Tensor:
+    """What objectness should say of M matched masks, (M,) in 0..1: 2 IoU - 1/2, so 0.5 is one that just counts.
 
-    logits and covers (M, h, w); covers = share of every cell that is the object. An object under half a cell everywhere
-    has no IoU to speak of and gets 0.
+    logits (M, h, w), the mask is where they are > 0; targets (M, H, W) bool, compared on the grid of the logits: a cell
+    is the object's where half of it is. One that has no such cell gets 0.
     """
-    mine, its = logits > 0, covers >= 0.5
-    both, either = (mine & its).flatten(1).sum(1), (mine | its).flatten(1).sum(1)
-    return (2 * both / either.clamp(min=1) - 0.5).clamp(0, 1)
+    predicted = logits > 0
+    true = F.adaptive_avg_pool2d(targets.float(), (logits.shape[-2], logits.shape[-1])) >= 0.5
+    intersection, union = (predicted & true).flatten(1).sum(1), (predicted | true).flatten(1).sum(1)
+    return (2 * intersection / union.clamp(min=1) - 0.5).clamp(0, 1)
 
 
 class Criterion:
@@ -137,7 +138,7 @@ class Criterion:
         bce_det, dice_det = mask_losses(out.masks[f, K + q], flat.masks[f, k], flat.visible[f, k], c)
         obj = out.objectness[:, K:].float()
         wanted = torch.zeros_like(obj)
-        wanted[f, q] = mask_quality(out.masks[f, K + q], flat.covers(out.masks.shape[-2:])[f, k]) if c.quality else 1.0
+        wanted[f, q] = mask_quality(out.masks[f, K + q], flat.masks[f, k]) if c.quality else 1.0
         weight = torch.full_like(obj, c.no_object if exhaustive else 0.0)  # unlabelled objects are not background
         weight[f, q] = 1
         obj_det = F.binary_cross_entropy_with_logits(obj, wanted, weight, reduction="sum")
@@ -209,10 +210,3 @@ class _Flat:
         self.visible = targets.visible.flatten(0, 1)
         self.class_ids = class_ids[:, None].expand(-1, T, -1).flatten(0, 1)
         self.count = self.active.sum() + self.det.sum()
-        self._covers: dict[tuple[int, ...], Tensor] = {}
-
-    def covers(self, size: tuple[int, ...]) -> Tensor:
-        """(F, K, *size) share of every cell of a coarser grid that is the object; kept: outputs ask for one size."""
-        if size not in self._covers:
-            self._covers[size] = F.adaptive_avg_pool2d(self.masks.float(), size)
-        return self._covers[size]

@@ -68,6 +68,16 @@ def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.Monk
     assert CameraCounts().last_image() == "no image yet"
 
 
+def test_a_camera_that_stopped_was_not_useless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image was processed, then none came: nothing is to be said of processing."""
+    fed = view()
+    feed(fed.counts, 3)
+    fed.counts.processed.add(0.1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + USELESS + 1)
+    assert not fed.counts.useless() and fed.counts.last_image() == "the last image came 6.0 s ago"
+
+
 def test_a_camera_without_images_is_an_error_and_a_disabled_one_is_not() -> None:
     stream, _, _ = statuses(view())
     assert stream.level == ERROR and stream.message == "no image yet"

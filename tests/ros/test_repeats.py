@@ -40,5 +40,7 @@ def test_cameras_and_kinds_do_not_silence_each_other(clock: list[float]) -> None
 def test_events_may_come_sooner(clock: list[float]) -> None:
     repeats = Repeats()
     assert repeats.take_turn("front", "a", "x", REPEAT_OTHER)
-    clock[0] += REPEAT_OTHER
+    clock[0] += REPEAT_OTHER - 0.5
+    assert not repeats.take_turn("front", "a", "x", REPEAT_OTHER)
+    clock[0] += 0.5
     assert repeats.take_turn("front", "a", "x", REPEAT_OTHER) and not repeats.take_turn("front", "a", "x")

@@ -7,7 +7,7 @@ import numpy as np
 from worker_bench import Bench, prompt
 
 from ausm.errors import ImageError
-from ausm_ros.runtime import groups_to_warm
+from ausm_ros.session import groups_to_warm
 from ausm_ros.worker import PromptRequest
 
 

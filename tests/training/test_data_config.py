@@ -36,7 +36,7 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = 0\n", r"\]\] 1: frames 0 must be >= 1"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = '3'\n", r"\]\] 1: frames = '3' is not a whole number"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = true\n", r"\]\] 1: frames = True"),
-        ("[[source]]\nkind = 'coco'\nroot = 'x'\nwhole = 1.5\n", "whole 1.5 in 0..1"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nwhole = 1.5\n", "whole 1.5 must be in 0..1"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = [320, 450]\n", r"size \[320, 450\] must be .* multiples of 32"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = 320\n", r"size = 320 is not \[height, width\]"),
         ("[[source]]\nkind = 'imagenet'\nroot = 'x'\n", "kind 'imagenet': known are"),

@@ -154,16 +154,16 @@ def test_class_loss() -> None:
 
 def test_mask_quality_by_hand() -> None:
     """IoU 1, 1/2, 1/4, nothing in common, and an object too small for the grid."""
-    covers = torch.zeros(5, 4, 4)
-    covers[:4, :2, :2] = 1
-    covers[4, 0, 0] = 0.4
+    targets = torch.zeros(5, 8, 8, dtype=torch.bool)  # twice as fine as the masks
+    targets[:4, :4, :4] = True
+    targets[4, 0, 0] = True  # a quarter of a cell
     logits = torch.full((5, 4, 4), -3.0)
     logits[0, :2, :2] = 3
     logits[1, :2, :4] = 3
     logits[2, 0, 0] = 3
     logits[3, 3, 3] = 3
     logits[4, 0, 0] = 3
-    assert mask_quality(logits, covers).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert mask_quality(logits, targets).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
 
 
 def test_objectness_may_be_taught_how_good_a_mask_is() -> None:
