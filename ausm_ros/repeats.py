@@ -6,7 +6,7 @@ REPEAT, REPEAT_OTHER = 60.0, 5.0  # seconds before the same line of one kind is 
 
 
 class Repeats:
-    """Remembers the last words of each camera and kind; lines that alternate between two texts come every REPEAT_OTHER s.
+    """Remembers the last words of each camera and kind; lines that alternate between two texts wait REPEAT_OTHER s.
 
     Several threads may ask; at worst a line is logged twice.
     """
