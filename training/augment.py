@@ -61,6 +61,8 @@ def _film(
     focus = _focus(raw, rng, still)
     # without the chance no draw is taken: the sequence of draws stays what it was
     whole = still and config.whole > 0 and rng.random() < config.whole
+    if whole:
+        focus = _whole_frame(raw)
     away = None
     if not whole and len(raw.class_ids) and config.frames >= 4 and rng.random() < config.away:
         away = absent_span(rng, config.frames)
@@ -69,7 +71,7 @@ def _film(
         config.frames,
         config.size,
         source,
-        np.array([0.0, 0.0, source[1], source[0]]) if whole else focus,
+        focus,
         STILL if still else VIDEO,
         close=0.0 if whole else 1.0 if still or away else 0.6,
         jump=still and not whole and rng.random() < config.jump,
@@ -104,16 +106,20 @@ def _film(
 
 def _focus(raw: RawClip, rng: np.random.Generator, still: bool) -> np.ndarray:
     """(4,) box x0, y0, x1, y1 the camera cares for: one object (larger ones more often), or the whole frame."""
-    height, width = raw.images[0].shape[:2]
-    whole = np.array([0.0, 0.0, width, height])
     first = raw.bits[0][::4, ::4]
     areas = np.array([get_object(first, index).sum() for index in range(len(raw.class_ids))], float)
     if not areas.any() or rng.random() < 0.15:
-        return whole
+        return _whole_frame(raw)
     index = int(rng.choice(len(areas), p=np.sqrt(areas) / np.sqrt(areas).sum()))
     chosen = raw.bits[:1] if still else raw.bits[:: max(1, len(raw.bits) // 4)]
     boxes = boxes_over_time(chosen, index)
     return np.concatenate([np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)])
+
+
+def _whole_frame(raw: RawClip) -> np.ndarray:
+    """(4,) box x0, y0, x1, y1."""
+    height, width = raw.images[0].shape[:2]
+    return np.array([0.0, 0.0, width, height])
 
 
 def visible_masks(bits: list[np.ndarray], objects: int, cap: int, min_pixels: int) -> tuple[np.ndarray, np.ndarray]:
