@@ -158,9 +158,14 @@ class AUSM(nn.Module):
         self, states: Sequence[StreamState], images: Tensor, ids: Tensor, active: Tensor | None = None
     ) -> Predictions:
         """`predict` for one frame of each of B streams: images (B, H, W, 3), ids (B, K), active (B, K) bool."""
+        return self.decode_frame(states, self.encode(images.to(self.X_0.device)), ids, active)
+
+    def decode_frame(
+        self, states: Sequence[StreamState], features: Features, ids: Tensor, active: Tensor | None = None
+    ) -> Predictions:
+        """The temporal half of `predict_together`, on features of one frame of each stream."""
         if not all(state.absorbed for state in states):
             raise RuntimeError("predict before absorb: the last frame's masks are not in the state")
-        features = self.encode(images.to(self.X_0.device))
         for state in states:
             if features.size != state.size:
                 raise ValueError(f"frame has grid {features.size}, the state {state.size}")

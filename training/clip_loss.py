@@ -1,8 +1,12 @@
 """One micro-batch through the parallel form: Preprocess, (first pass), model, losses: Alg. 2 in one forward."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
+from ausm.assemble import exclusive
+from ausm.errors import InputError
 from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
@@ -11,6 +15,8 @@ from training.losses import Criterion
 from training.noise import add_noise
 from training.preprocess import Targets, preprocess, sample_ids, sample_switch
 from training.stages import Stage
+
+GATE = 0.4  # as the ROS node's `prompt.threshold`
 
 
 class ClipLoss(nn.Module):
@@ -23,6 +29,11 @@ class ClipLoss(nn.Module):
         self.criterion = Criterion(stage.loss, model)
         self.frozen = stage.backbone_lr_scale == 0
         model.backbone.requires_grad_(not self.frozen)
+        if stage.only:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and re.search(stage.only, name) is not None)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise InputError(f"only={stage.only!r}: no parameter that may be trained has such a name")
         self.packs = True  # whether a frozen backbone may be packed
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
@@ -62,7 +73,8 @@ class ClipLoss(nn.Module):
             maps = self._backbone()(self.model.normalise(images.flatten(0, 1)))
         features = self.model.features(maps)
         if self_fed:
-            targets = targets._replace(history=self._own_history(features, B, targets))
+            own = self._streamed_history if self.stage.self_fed_stream else self._own_history
+            targets = targets._replace(history=own(features, B, targets))
         outputs = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active, every_layer=True)
         class_ids = batch.class_ids.to(images.device)
         known = batch.head if batch.head in self.model.pixel_decoder.class_heads else ""
@@ -92,4 +104,31 @@ class ClipLoss(nn.Module):
         history = targets.history.clone()
         own = (targets.active[:, :-1] & ~targets.fixed[:, 1:])[..., None, None]
         history[:, 1:] = torch.where(own, marks[:, :-1], history[:, 1:])
+        return history
+
+    @torch.no_grad()
+    def _streamed_history(self, features: Features, B: int, targets: Targets) -> Tensor:
+        """History made of the model's own masks as a stream makes it (Alg. 1): frame after frame, so that a mistake is
+        believed and grows for as long as it does at test. T steps on the features at hand.
+
+        Only frames on which an instance was tracked change. In every other clip a mask below `GATE` is not marked, as
+        by `StreamConfig.prompt_threshold`.
+        """
+        history, size = targets.history.clone(), features.size
+        X, c2 = (part.unflatten(0, (B, -1)) for part in (features.X, features.c2))
+        for b in range(B):
+            if not targets.active[b].any():
+                continue
+            least = GATE if torch.rand(()) < 0.5 else -1.0
+            state = self.model.new_state(8 * size[0], 8 * size[1])
+            for t in range(X.shape[1] - 1):
+                active = targets.active[b, t]
+                self.model.absorb(state, targets.ids[b], history[b, t] & active[:, None, None])
+                frame = Features(X[b, t, None], c2[b, t, None], size)
+                out = self.model.decode_frame([state], frame, targets.ids[b, None], active[None])
+                logits = out.masks[0, : len(active)].float()
+                shown = active & (out.objectness[0, : len(active)].float().sigmoid() > least)
+                logits = exclusive(torch.where(shown[:, None, None], logits, -logits.abs()))
+                own = active & ~targets.fixed[b, t + 1]
+                history[b, t + 1, own] = marks_from_logits(logits[own], size)
         return history

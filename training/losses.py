@@ -29,6 +29,7 @@ class LossConfig:
     importance: float = 0.75
     deep: float = 1.0  # weight of the intermediate outputs
     quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
+    quality_all: bool = False  # ... and of an unmatched one the same of the target it covers best, instead of 0
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -68,16 +69,18 @@ def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossCo
 
 
 @torch.no_grad()
-def mask_quality(logits: Tensor, targets: Tensor) -> Tensor:
-    """What objectness should say of M matched masks, (M,) in 0..1: 2 IoU - 1/2, so 0.5 is one that just counts.
+def mask_overlaps(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU (F, Q, K) of masks, logits (F, Q, h, w) > 0, and targets (F, K, h, w) bool; 0 where both are empty."""
+    with torch.autocast(logits.device.type, enabled=False):  # counts beyond 256 are no bfloat16 numbers
+        x, y = (logits > 0).flatten(2).float(), targets.flatten(2).float()
+        intersection = x @ y.transpose(1, 2)
+        union = x.sum(2)[:, :, None] + y.sum(2)[:, None] - intersection
+    return intersection / union.clamp(min=1)
 
-    logits (M, h, w), the mask is where they are > 0; targets (M, H, W) bool, compared on the grid of the logits: a cell
-    is the object's where half of it is. One that has no such cell gets 0.
-    """
-    predicted = logits > 0
-    true = F.adaptive_avg_pool2d(targets.float(), (logits.shape[-2], logits.shape[-1])) >= 0.5
-    intersection, union = (predicted & true).flatten(1).sum(1), (predicted | true).flatten(1).sum(1)
-    return (2 * intersection / union.clamp(min=1) - 0.5).clamp(0, 1)
+
+def mask_quality(overlap: Tensor) -> Tensor:
+    """What objectness should say of a mask of this IoU, 0..1: 2 IoU - 1/2, so 0.5 is one that just counts."""
+    return (2 * overlap - 0.5).clamp(0, 1)
 
 
 class Criterion:
@@ -137,8 +140,7 @@ class Criterion:
         f, q, k = self._match(out, flat, K, way)
         bce_det, dice_det = mask_losses(out.masks[f, K + q], flat.masks[f, k], flat.visible[f, k], c)
         obj = out.objectness[:, K:].float()
-        wanted = torch.zeros_like(obj)
-        wanted[f, q] = mask_quality(out.masks[f, K + q], flat.masks[f, k]) if c.quality else 1.0
+        wanted = self._wanted(out.masks[:, K:], flat, (f, q, k))
         weight = torch.full_like(obj, c.no_object if exhaustive else 0.0)  # unlabelled objects are not background
         weight[f, q] = 1
         obj_det = F.binary_cross_entropy_with_logits(obj, wanted, weight, reduction="sum")
@@ -153,6 +155,19 @@ class Criterion:
         if head:
             losses["class"] = c.w_class * self._class_loss(out, flat, head, (f, q, k), (f_trk, k_trk), exhaustive)
         return losses
+
+    def _wanted(self, masks: Tensor, flat: "_Flat", pairs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Objectness (frames, Q) that detections are taught. masks (frames, Q, h, w) logits; pairs of `match`."""
+        f, q, k = pairs
+        wanted = torch.zeros(masks.shape[:2], device=masks.device)
+        if not self.config.quality or not flat.det.any():
+            wanted[f, q] = 1.0
+            return wanted
+        overlaps = mask_overlaps(masks, flat.coarse(masks.shape[-2:]))
+        if self.config.quality_all:
+            wanted = mask_quality(overlaps.masked_fill(~flat.det[:, None], 0.0).amax(2))
+        wanted[f, q] = mask_quality(overlaps[f, q, k])
+        return wanted
 
     def _match(self, out: Predictions, flat: "_Flat", K: int, way: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Costs on one random set of points shared by all masks."""
@@ -210,3 +225,11 @@ class _Flat:
         self.visible = targets.visible.flatten(0, 1)
         self.class_ids = class_ids[:, None].expand(-1, T, -1).flatten(0, 1)
         self.count = self.active.sum() + self.det.sum()
+        self._coarse: Tensor | None = None
+
+    def coarse(self, grid: torch.Size) -> Tensor:
+        """Targets (frames, K, h, w) bool on the grid of the masks, the same for every output: a cell is the object's
+        where half of it is."""
+        if self._coarse is None:
+            self._coarse = F.adaptive_avg_pool2d(self.masks.float(), (grid[0], grid[1])) >= 0.5
+        return self._coarse

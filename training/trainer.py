@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ausm import weights
+from ausm.errors import InputError
 from ausm.model import AUSM
 from training.clip_loss import ClipLoss
 from training.data_config import check_classes
@@ -64,6 +65,8 @@ class Trainer:
         self.device = model.X_0.device
         self.model = model
         check_classes(sources, dict(model.config.heads))
+        if run.fsdp and stage.self_fed_stream:
+            raise InputError("self_fed_stream steps through a clip, which sharded weights cannot; leave out --fsdp")
         self.clip_loss = ClipLoss(model, stage).train()
         if run.checkpoint_activations:
             checkpoint_activations(model)

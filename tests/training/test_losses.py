@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm.pixel_decoder import Predictions
-from training.losses import Criterion, LossConfig, mask_losses, mask_quality, sample_points, uncertain_points
+from training.losses import (
+    Criterion,
+    LossConfig,
+    mask_losses,
+    mask_overlaps,
+    mask_quality,
+    sample_points,
+    uncertain_points,
+)
 from training.preprocess import Targets
 
 CONFIG = LossConfig(points=256, deep=0.5)
@@ -153,17 +161,28 @@ def test_class_loss() -> None:
 
 
 def test_mask_quality_by_hand() -> None:
-    """IoU 1, 1/2, 1/4, nothing in common, and an object too small for the grid."""
-    targets = torch.zeros(5, 8, 8, dtype=torch.bool)  # twice as fine as the masks
-    targets[:4, :4, :4] = True
-    targets[4, 0, 0] = True  # a quarter of a cell
+    """IoU 1, 1/2, 1/4, nothing in common, and nothing to be found at all."""
+    targets = torch.zeros(5, 1, 4, 4, dtype=torch.bool)
+    targets[:4, :, :2, :2] = True
     logits = torch.full((5, 4, 4), -3.0)
     logits[0, :2, :2] = 3
     logits[1, :2, :4] = 3
     logits[2, 0, 0] = 3
     logits[3, 3, 3] = 3
     logits[4, 0, 0] = 3
-    assert mask_quality(logits, targets).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+    overlaps = mask_overlaps(logits[:, None], targets)
+    assert overlaps.flatten().tolist() == [1.0, 0.5, 0.25, 0.0, 0.0]
+    assert mask_quality(overlaps).flatten().tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+
+
+def test_overlaps_of_large_masks_are_exact_in_bfloat16() -> None:
+    """8 bits of a bfloat16 count to 256."""
+    targets = torch.ones(1, 1, 40, 41, dtype=torch.bool)
+    logits = torch.ones(1, 2, 40, 41)
+    logits[0, 1, 0, :3] = -1
+    with torch.autocast("cpu", torch.bfloat16):
+        overlaps = mask_overlaps(logits, targets)
+    assert overlaps[0, :, 0].tolist() == pytest.approx([1.0, 1637 / 1640], rel=1e-6)
 
 
 def test_objectness_may_be_taught_how_good_a_mask_is() -> None:
@@ -179,6 +198,21 @@ def test_objectness_may_be_taught_how_good_a_mask_is() -> None:
         loss = case.losses(masks=masks, objectness=objectness.requires_grad_())["det_obj"]
         pushed.append(float(torch.autograd.grad(loss, objectness)[0][0, 3]))
     assert pushed[0] < 0 < pushed[1]
+
+
+def test_objectness_of_duplicates() -> None:
+    """Of two queries with the right mask one is matched; the other is taught 0, or with quality_all the same."""
+    case = Case()
+    right = case.perfect()
+    masks = right.masks.clone()
+    masks[0, 2] = masks[0, 3]
+    for everyone, sign in ((False, 1), (True, -1)):
+        case.criterion = Criterion(replace(CONFIG, quality=True, quality_all=everyone), case.criterion.model)
+        objectness = torch.full((2, Case.Q), 0.5).requires_grad_()
+        loss = case.losses(masks=masks, objectness=objectness)["det_obj"]
+        pushed = torch.autograd.grad(loss, objectness)[0][0, 2:]
+        assert sorted(pushed[:2].sign().tolist()) == sorted([-1.0, float(sign)])
+        assert (pushed[2:] >= 0).all()  # whatever covers nothing
 
 
 def test_deep_supervision_and_the_common_normaliser() -> None:

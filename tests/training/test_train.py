@@ -18,16 +18,19 @@ from tiny_training import STAGE, batch, same, tiny_config, trainer, write_data
 from torch import Tensor
 
 from ausm import weights
+from ausm.assemble import exclusive
 from ausm.config import swin_t
 from ausm.errors import CheckpointError, InputError
+from ausm.marker import marks_from_logits
 from ausm.model import AUSM
+from training import clip_loss as clip_loss_module
 from training import losses, train
 from training.clip_loss import ClipLoss
 from training.loader import Batch
 from training.preprocess import preprocess
 from training.resume import parameter_groups
 from training.stages import RECIPES, Stage, override
-from training.trainer import Trainer
+from training.trainer import RunConfig, Trainer
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -119,7 +122,55 @@ def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
 
 
-def test_self_feeding_leaves_marks_that_are_wrong_on_purpose() -> None:
+@pytest.mark.parametrize("gate", [-1.0, 0.5])
+def test_a_streamed_history_is_what_a_stream_would_mark(monkeypatch: pytest.MonkeyPatch, gate: float) -> None:
+    """Given back to the parallel form it is a fixed point: every frame marks just what the next one was told."""
+    monkeypatch.setattr(clip_loss_module, "GATE", gate)
+    monkeypatch.setattr(clip_loss_module.torch, "rand", lambda *_, **__: torch.zeros(()))  # always gated
+    torch.manual_seed(0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), dataclasses.replace(STAGE, noise=None, self_fed_stream=True)).train()
+    part = batch([0, 1])
+    targets = preprocess(part.masks.transpose(1, 2), torch.tensor([[0, 2], [1, 3]]), (4, 8), torch.tensor([[3, 7]] * 2))
+    model = clip_loss.model
+    with torch.no_grad():
+        model.pixel_decoder.objectness.weight.mul_(30)  # untrained, all would be about 1/2
+        features = model.encode(part.images.flatten(0, 1))
+        history = clip_loss._streamed_history(features, 2, targets)
+        out = model.decode_clip(features, 2, targets.ids, history, targets.active)[-1]
+    logits = out.masks[:, :2].unflatten(0, (2, -1)).float()
+    shown = targets.active & (out.objectness[:, :2].unflatten(0, (2, -1)).sigmoid() > gate)
+    assert shown.any() and (gate < 0 or (targets.active & ~shown).any())
+    assert torch.equal(history[:, 0], targets.history[:, 0])
+    for t in range(1, history.shape[1]):
+        for b in range(2):
+            marks = marks_from_logits(
+                exclusive(torch.where(shown[b, t - 1, :, None, None], logits[b, t - 1], -logits[b, t - 1].abs())),
+                (4, 8),
+            )
+            own = targets.active[b, t - 1]
+            assert torch.equal(history[b, t, own], marks[own])
+            assert torch.equal(history[b, t, ~own], targets.history[b, t, ~own])
+    assert not torch.equal(history, targets.history)
+
+
+def test_sharded_weights_refuse_to_stream(tmp_path: Path) -> None:
+    run = RunConfig(out=tmp_path, seed=0, fsdp=True)
+    with pytest.raises(InputError, match="self_fed_stream"):
+        Trainer(AUSM(tiny_config()), dataclasses.replace(STAGE, self_fed_stream=True), trainer(tmp_path).sources, run)
+
+
+def test_only_the_named_parameters_are_trained(tmp_path: Path) -> None:
+    one = trainer(tmp_path, dataclasses.replace(STAGE, only=r"pixel_decoder\.objectness"))
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    one.step([batch([0, 1])])
+    changed = {name for name, value in one.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"pixel_decoder.objectness.weight", "pixel_decoder.objectness.bias"}
+    with pytest.raises(InputError, match="objektness"):
+        trainer(tmp_path, dataclasses.replace(STAGE, only="objektness"))
+
+
+@pytest.mark.parametrize("history", ["_own_history", "_streamed_history"])
+def test_self_feeding_leaves_marks_that_are_wrong_on_purpose(history: str) -> None:
     torch.manual_seed(0)
     clip_loss = ClipLoss(AUSM(tiny_config()), STAGE).train()
     part = batch([0, 1])
@@ -132,7 +183,7 @@ def test_self_feeding_leaves_marks_that_are_wrong_on_purpose() -> None:
         for t in range(1, T):
             fixed = torch.zeros_like(targets.active)
             fixed[1, t, 0] = True
-            fed = clip_loss._own_history(features, 2, targets._replace(fixed=fixed))
+            fed = getattr(clip_loss, history)(features, 2, targets._replace(fixed=fixed))
             kept = (fed == board).flatten(3).all(-1)
             kept[:, 0] = False  # M_0 is what was given, whatever the model says
             assert torch.equal(kept, fixed)
