@@ -1,5 +1,6 @@
 """Counters and rolling figures of one camera: written by the threads that see the events, read by diagnostics."""
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -80,11 +81,15 @@ class CameraCounts:
         self.queue = Rolling()
         self.last_received = 0.0  # time.monotonic(), 0 = never
         self.encoding = ""
-        self.last_error = ""
-        self.last_error_at = 0.0  # time.monotonic(), 0 = never
+        self._error = ("", -math.inf)  # its words and time.monotonic()
 
     def tell_error(self, text: str) -> None:
-        self.last_error, self.last_error_at = text, time.monotonic()
+        self._error = (text, time.monotonic())  # one assignment: words and time belong together
+
+    def last_error(self) -> tuple[str, float]:
+        """Its words and how many seconds ago; "" and infinity before the first."""
+        text, at = self._error
+        return text, time.monotonic() - at
 
     def useless(self) -> bool:
         """Whether images have come for some seconds, and still come, and not one of them was processed."""
@@ -94,8 +99,8 @@ class CameraCounts:
 
     def reason(self) -> str:
         """Why images are not processed, as far as that is known."""
-        fresh = self.last_error_at and time.monotonic() - self.last_error_at < 2 * USELESS
-        return self.last_error if fresh else "dropped, see the counts"
+        text, ago = self.last_error()
+        return text if ago < 2 * USELESS else "dropped, see the counts"
 
     def last_image(self) -> str:
         """For people: when the last image came, and why it was not processed."""

@@ -53,6 +53,7 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         level, message = WARN, f"{received:.1f} Hz in, {expected:.1f} Hz expected"
     elif totals["incompatible_qos"] and not totals["received"]:
         level, message = ERROR, "a publisher offers an incompatible QoS"
+    error, error_ago = counts.last_error()
     values: dict[str, object] = {
         "topic": view.topic,
         "reliability": view.reliability,
@@ -62,8 +63,8 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
         "rate_in_hz": received,
         "rate_processed_hz": processed,
         "last_image_age_s": age,
-        "last_error": counts.last_error,
-        "last_error_age_s": time.monotonic() - counts.last_error_at if counts.last_error_at else math.inf,
+        "last_error": error,
+        "last_error_age_s": error_ago,
         **totals,
     }
     return _status(f"ausm: {view.name} stream", level, message, values)
@@ -82,7 +83,7 @@ def inference_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
     late = limit > 0 and p95 > limit
     level, message = WARN if late else OK, f"p95 {p95:.0f} ms" + (f", more than {limit:.0f} ms" if late else "")
     if view.counts.recent("model_errors"):
-        level, message = ERROR, f"history reset after an error: {view.counts.last_error}"
+        level, message = ERROR, f"history reset after an error: {view.counts.last_error()[0]}"
     return _status(f"ausm: {view.name} inference", level, message, values)
 
 

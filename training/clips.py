@@ -72,6 +72,9 @@ class ClipConfig:
                 f"frames {self.frames}, size {self.size}, max_instances {self.max_instances}, max_stride "
                 f"{self.max_stride}: need >= 1, >= 16 px, >= 1, >= 1"
             )
+        wrong = {name: getattr(self, name) for name in CHANCES if not 0 <= getattr(self, name) <= 1}
+        if wrong:
+            raise ClipDataError(f"probabilities outside 0..1: {wrong}")
 
 
 def plain(frames: int, size: tuple[int, int], max_instances: int = 20) -> ClipConfig:

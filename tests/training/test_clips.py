@@ -165,6 +165,11 @@ def test_impossible_clips_are_refused(wrong: dict[str, object]) -> None:
         ClipConfig(**wrong)
 
 
+def test_probabilities_above_one_are_refused() -> None:
+    with pytest.raises(ClipDataError, match=r"outside 0..1: \{'whole': 1.5\}"):
+        ClipConfig(whole=1.5)
+
+
 def test_plain_clips_have_no_random_change() -> None:
     config = plain(4, (64, 96))
     assert (config.frames, config.size) == (4, (64, 96))

@@ -1,0 +1,89 @@
+"""Labels of a model's own for photos of which only some objects are labelled.
+
+python -m training.pseudo_labels --weights nano --annotations R/instances.json --images R/images --out R/more.json
+
+Writes the same COCO table with more annotations: what the model detects and no label covers. Some are wrong
+(docs/training.md says how often), so the source stays one without exhaustive labels: `exhaustive = false`, `head = ""`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ausm import weights
+from ausm.errors import AusmError, InputError, SizeError
+from ausm.evaluate.images import detect, load_annotations
+from ausm.io import read_image
+from ausm.metrics.tubes import encode_segmentation
+
+LEAST = 0.3  # score: objectness x mean probability inside x stability
+COVERED = 0.3  # of the smaller of the two masks: what a label covers that much is taken for the labelled thing
+MIN_AREA = 200  # pixels of the photo
+
+
+def covered(mask: np.ndarray, labels: list[np.ndarray]) -> bool:
+    """Whether a label shares more than COVERED of the smaller of the two. All (H, W) bool, none empty."""
+    return any((mask & label).sum() > COVERED * min(mask.sum(), label.sum()) for label in labels)
+
+
+def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST) -> dict[str, Any]:
+    """The table of `annotations` with what `model` detects added, best first in every image, each with its `score`.
+
+    They get the table's first category: their class is not known. Raises InputError for a table that is none, a missing
+    photo, and one of another size than annotated.
+    """
+    truth = load_annotations(annotations)
+    table: dict[str, Any] = json.loads(annotations.read_text())
+    if not 0 < least <= 1:
+        raise InputError(f"least {least}: a score in 0..1 that is not 0")
+    number = max((row["id"] for row in table["annotations"]), default=0)
+    category = min(truth.cats)
+    for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
+        entry = truth.imgs[image_id]
+        image = read_image(images / entry["file_name"])
+        if image.shape[:2] != (entry["height"], entry["width"]):
+            sizes = f"{image.shape[0]}x{image.shape[1]}, annotated as {entry['height']}x{entry['width']}"
+            raise SizeError(f"{entry['file_name']} is {sizes}")
+        found = detect(model, [image], dedupe=True)
+        labels = [mask for row in truth.imgToAnns[image_id] if (mask := truth.annToMask(row) > 0).any()]
+        for mask, score in zip(found.masks, found.scores, strict=True):
+            area = int(mask.sum())
+            if score < least or area < MIN_AREA or covered(mask, labels):
+                continue
+            number += 1
+            runs = encode_segmentation(mask)
+            row = {"id": number, "image_id": image_id, "category_id": category, "iscrowd": 0, "area": area}
+            table["annotations"].append(row | {"score": float(score), "segmentation": runs})
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="name or path of the checkpoint that labels")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO table")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the table with more labels")
+    parser.add_argument("--least", type=float, default=LEAST, help="least score of a label (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            table = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
+    except AusmError as error:
+        print(f"pseudo_labels: error: {error}", file=sys.stderr)
+        return 2
+    args.out.write_text(json.dumps(table))
+    added = sum("score" in row for row in table["annotations"])
+    print(f"{args.out}: {len(table['annotations'])} labels, {added} of them the model's")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
