@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/installed
 SOURCES := pyproject.toml setup.py package.xml CMakeLists.txt \
   $(shell find requirements cmake msg srv launch config ausm ausm_ros training bench -type f -not -name '*.pyc')
 
-.PHONY: demo test venv clean
+.PHONY: demo test types venv clean
 
 demo: venv
 	$(VENV)/bin/ausm-demo --out "$(OUT)" $(if $(INPUT),--input "$(INPUT)") $(if $(PROMPT),--prompt "$(PROMPT)") $(DEMO_ARGS)
@@ -28,6 +28,9 @@ demo: venv
 test: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest $(TEST_ARGS)
+
+types: venv
+	$(VENV)/bin/python -m mypy ausm ausm_ros training bench
 
 venv: $(INSTALLED)
 

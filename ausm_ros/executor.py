@@ -91,6 +91,7 @@ class ServiceThreadsExecutor(Executor):
         _spinning.here = True
         if timeout_sec is None and self._ration is not None and self._ration.held_back:
             timeout_sec = RETRY
+        entity: Any
         try:
             handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
         except (TimeoutException, ShutdownException):

@@ -37,7 +37,7 @@ def init_ros(name: str, about: str, remap: str, argv: Sequence[str] | None) -> i
         print(usage(name, about, remap), end="")
         return 0
     try:
-        rclpy.init(args=argv)
+        rclpy.init(args=None if argv is None else list(argv))
         left = remove_ros_args(args=[name, *words])[1:]
     except rclpy_implementation.UnknownROSArgsError as error:
         reason = f"unknown ROS arguments {error}"
