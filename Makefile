@@ -5,7 +5,7 @@
 #   make demo DEMO_ARGS="--speed 0.1"            at a tenth of the clip's rate, for a machine that cannot keep up
 #   make venv PIP_ARGS="--extra-index-url URL"   another PyTorch build (README)
 #   make test AUSM_ROS_DISTRO=kilted             ROS 2 Kilted instead of Jazzy, in a virtual environment of its own
-#   make types                                   mypy --strict of every package
+#   make types                                   mypy of every package, settings in pyproject.toml
 
 export AUSM_ROS_DISTRO ?= jazzy
 PYTHON ?= python3

@@ -60,6 +60,11 @@ def exclusive(logits: Tensor) -> Tensor:
     return torch.where(logits == logits.amax(0, keepdim=True), logits, -logits.abs())
 
 
+def shown_masks(logits: Tensor, shown: Tensor) -> Tensor:
+    """(K, H, W) logits of tracked objects -> `exclusive` ones, all negative where `shown` (K,) bool is not set."""
+    return exclusive(torch.where(shown[:, None, None], logits, -logits.abs()))
+
+
 def full_size_masks(logits: np.ndarray, g: Geometry) -> np.ndarray:
     """Logits (K, H/4, W/4) on the padded grid -> (K, height, width) bool, at most one object per pixel, background = 0.
 

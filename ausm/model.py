@@ -163,7 +163,7 @@ class AUSM(nn.Module):
     def decode_frame(
         self, states: Sequence[StreamState], features: Features, ids: Tensor, active: Tensor | None = None
     ) -> Predictions:
-        """The temporal half of `predict_together`, on features of one frame of each stream."""
+        """The temporal half of `predict_together`: features of a frame of each of B streams, ids and active (B, K)."""
         if not all(state.absorbed for state in states):
             raise RuntimeError("predict before absorb: the last frame's masks are not in the state")
         for state in states:

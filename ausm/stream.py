@@ -18,6 +18,7 @@ from ausm.assemble import (
     mask_confidence,
     resize_image,
     resize_prompts,
+    shown_masks,
 )
 from ausm.checks import check_image, check_masks, check_size
 from ausm.class_names import CLASS_NAMES
@@ -307,8 +308,7 @@ class Stream:
         fg, logits = out.objectness[0].float().sigmoid(), out.masks[0].float()
         # A8: discovered objects are gated by their score; for prompted ones the mask decides, unless a threshold is set
         least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
-        shown = (fg[:K] > torch.tensor(least, device=self._device))[:, None, None]
-        tracked = exclusive(torch.where(shown, logits[:K], -logits[:K].abs()))
+        tracked = shown_masks(logits[:K], fg[:K] > torch.tensor(least, device=self._device))
         rows = [K + i for i in detections(logits[K:], fg[K:], tracked, c)] if c.discover else []
         # live objects keep their pixels, discoveries take what is left
         found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])

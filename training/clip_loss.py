@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from ausm.assemble import exclusive
+from ausm.assemble import shown_masks
 from ausm.errors import InputError
 from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
@@ -16,7 +16,7 @@ from training.noise import add_noise
 from training.preprocess import Targets, preprocess, sample_ids, sample_switch
 from training.stages import Stage
 
-GATE = 0.4  # as the ROS node's `prompt.threshold`
+PROMPT_THRESHOLD = 0.4  # as the ROS node's `prompt.threshold`
 
 
 class ClipLoss(nn.Module):
@@ -30,10 +30,8 @@ class ClipLoss(nn.Module):
         self.frozen = stage.backbone_lr_scale == 0
         model.backbone.requires_grad_(not self.frozen)
         if stage.only:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad and re.search(stage.only, name) is not None)
-            if not any(parameter.requires_grad for parameter in model.parameters()):
-                raise InputError(f"only={stage.only!r}: no parameter that may be trained has such a name")
+            _train_only(model, stage.only)
+            self.frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
         self.packs = True  # whether a frozen backbone may be packed
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
@@ -102,8 +100,9 @@ class ClipLoss(nn.Module):
             logits = torch.where(logits == logits.amax(2, keepdim=True), logits, -logits.abs())
         marks = marks_from_logits(logits, features.size)
         history = targets.history.clone()
-        own = (targets.active[:, :-1] & ~targets.fixed[:, 1:])[..., None, None]
-        history[:, 1:] = torch.where(own, marks[:, :-1], history[:, 1:])
+        own = targets.active[:, :-1] & ~targets.fixed[:, 1:]
+        own[:, 0] = False  # A2: on the frame of the prompt the prompt is the mark, whatever is predicted
+        history[:, 1:] = torch.where(own[..., None, None], marks[:, :-1], history[:, 1:])
         return history
 
     @torch.no_grad()
@@ -111,24 +110,39 @@ class ClipLoss(nn.Module):
         """History made of the model's own masks as a stream makes it (Alg. 1): frame after frame, so that a mistake is
         believed and grows for as long as it does at test. T steps on the features at hand.
 
-        Only frames on which an instance was tracked change. In every other clip a mask below `GATE` is not marked, as
-        by `StreamConfig.prompt_threshold`.
+        Only frames on which an instance was tracked change; one that is new takes its tokens from the others. In half
+        of the clips, at random, what has an objectness below PROMPT_THRESHOLD is not marked
+        (`StreamConfig.prompt_threshold`).
         """
         history, size = targets.history.clone(), features.size
         X, c2 = (part.unflatten(0, (B, -1)) for part in (features.X, features.c2))
         for b in range(B):
             if not targets.active[b].any():
                 continue
-            least = GATE if torch.rand(()) < 0.5 else -1.0
+            least = PROMPT_THRESHOLD if torch.rand(()) < 0.5 else -1.0
             state = self.model.new_state(8 * size[0], 8 * size[1])
             for t in range(X.shape[1] - 1):
-                active = targets.active[b, t]
-                self.model.absorb(state, targets.ids[b], history[b, t] & active[:, None, None])
+                active, after = targets.active[b, t], targets.active[b, t + 1]
+                self.model.absorb(state, targets.ids[b], history[b, t] & active[:, None, None])  # Alg. 1 l. 11-12
                 frame = Features(X[b, t, None], c2[b, t, None], size)
-                out = self.model.decode_frame([state], frame, targets.ids[b, None], active[None])
+                out = self.model.decode_frame([state], frame, targets.ids[b, None], active[None])  # l. 13-14
+                if t == 0:
+                    continue  # A2: on the frame of the prompt the prompt is the mark, whatever is predicted
                 logits = out.masks[0, : len(active)].float()
                 shown = active & (out.objectness[0, : len(active)].float().sigmoid() > least)
-                logits = exclusive(torch.where(shown[:, None, None], logits, -logits.abs()))
                 own = active & ~targets.fixed[b, t + 1]
-                history[b, t + 1, own] = marks_from_logits(logits[own], size)
+                marks = marks_from_logits(shown_masks(logits, shown)[own], size)  # l. 19
+                history[b, t + 1, own] = marks & ~history[b, t + 1, after & ~active].any(0)
         return history
+
+
+def _train_only(model: AUSM, pattern: str) -> None:
+    """Freezes every parameter whose name the regular expression does not find. Raises InputError if none is left."""
+    try:
+        found = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f"only={pattern!r} is no regular expression: {error}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and found(name) is not None)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"only={pattern!r}: no parameter that may be trained has such a name")

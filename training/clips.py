@@ -27,7 +27,8 @@ class Clip(NamedTuple):
 
 
 CHANCES = (
-    *("reverse", "flip", "jump", "away", "whole", "paste", "occlude", "unlabelled"),
+    *("reverse", "flip", "jump", "away", "whole", "paste", "twins", "own_twin", "behind"),
+    *("occlude", "hide_twin", "unlabelled"),
     *("colour", "grey", "blur", "noise", "jpeg"),
 )
 

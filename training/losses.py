@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ausm.errors import InputError
 from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
 from training.matcher import match
@@ -30,6 +31,10 @@ class LossConfig:
     deep: float = 1.0  # weight of the intermediate outputs
     quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
     quality_all: bool = False  # ... and of an unmatched one the same of the target it covers best, instead of 0
+
+    def __post_init__(self) -> None:
+        if self.quality_all and not self.quality:
+            raise InputError("quality_all is part of quality: set both")
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -163,10 +168,11 @@ class Criterion:
         if not self.config.quality or not flat.det.any():
             wanted[f, q] = 1.0
             return wanted
-        overlaps = mask_overlaps(masks, flat.coarse(masks.shape[-2:]))
+        coarse = flat.coarse(masks.shape[-2:])
         if self.config.quality_all:
-            wanted = mask_quality(overlaps.masked_fill(~flat.det[:, None], 0.0).amax(2))
-        wanted[f, q] = mask_quality(overlaps[f, q, k])
+            overlaps = mask_overlaps(masks, coarse).masked_fill(~flat.det[:, None], 0.0)
+            wanted = mask_quality(overlaps.amax(2))
+        wanted[f, q] = mask_quality(mask_overlaps(masks[f, q, None], coarse[f, k, None]))[:, 0, 0]
         return wanted
 
     def _match(self, out: Predictions, flat: "_Flat", K: int, way: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,8 +234,8 @@ class _Flat:
         self._coarse: Tensor | None = None
 
     def coarse(self, grid: torch.Size) -> Tensor:
-        """Targets (frames, K, h, w) bool on the grid of the masks, the same for every output: a cell is the object's
+        """Targets (frames, K, h, w) bool on the grid of the masks, made once for all outputs: a cell is the object's
         where half of it is."""
-        if self._coarse is None:
+        if self._coarse is None or self._coarse.shape[-2:] != grid:
             self._coarse = F.adaptive_avg_pool2d(self.masks.float(), (grid[0], grid[1])) >= 0.5
         return self._coarse

@@ -17,9 +17,9 @@ import torch
 from tqdm import tqdm
 
 from ausm import weights
-from ausm.errors import AusmError, InputError, SizeError
-from ausm.evaluate.images import detect, load_annotations
-from ausm.io import read_image
+from ausm.checks import check_out_folder
+from ausm.errors import AusmError, InputError
+from ausm.evaluate.images import detect, load_annotations, read_annotated
 from ausm.metrics.tubes import encode_segmentation
 
 LEAST = 0.3  # score: objectness x mean probability inside x stability
@@ -43,19 +43,18 @@ def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST
     if not 0 < least <= 1:
         raise InputError(f"least {least}: a score in 0..1 that is not 0")
     number = max((row["id"] for row in table["annotations"]), default=0)
+    if not truth.cats:
+        raise InputError(f"{annotations}: lists no category")
     category = min(truth.cats)
     for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
-        entry = truth.imgs[image_id]
-        image = read_image(images / entry["file_name"])
-        if image.shape[:2] != (entry["height"], entry["width"]):
-            sizes = f"{image.shape[0]}x{image.shape[1]}, annotated as {entry['height']}x{entry['width']}"
-            raise SizeError(f"{entry['file_name']} is {sizes}")
+        image = read_annotated(truth.imgs[image_id], images)
         found = detect(model, [image], dedupe=True)
         labels = [mask for row in truth.imgToAnns[image_id] if (mask := truth.annToMask(row) > 0).any()]
         for mask, score in zip(found.masks, found.scores, strict=True):
             area = int(mask.sum())
             if score < least or area < MIN_AREA or covered(mask, labels):
                 continue
+            labels.append(mask)
             number += 1
             runs = encode_segmentation(mask)
             row = {"id": number, "image_id": image_id, "category_id": category, "iscrowd": 0, "area": area}
@@ -74,11 +73,15 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     try:
+        check_out_folder(args.out.absolute().parent)
+        if args.out.absolute() == args.annotations.absolute():
+            raise InputError(f"--out {args.out} would overwrite the labels it is made from")
         with torch.autocast("cpu", torch.bfloat16):
             table = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
     except AusmError as error:
         print(f"pseudo_labels: error: {error}", file=sys.stderr)
         return 2
+    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(table))
     added = sum("score" in row for row in table["annotations"])
     print(f"{args.out}: {len(table['annotations'])} labels, {added} of them the model's")

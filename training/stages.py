@@ -31,7 +31,7 @@ class Stage:
     first_p: float = 0.8  # class-agnostic sources: ts = first appearance (A3)
     unknown_p: float = 0.0  # exhaustive sources: share of the clips that begin with nothing prompted (ts > 0)
     self_fed: float = 0.0  # share of iterations whose history is the model's own predictions of a first pass
-    self_fed_stream: bool = False  # ... made frame after frame, as a stream's, so that mistakes feed on themselves
+    self_fed_stream: bool = False  # ... those made frame after frame, as a stream's: mistakes feed on themselves
     only: str = ""  # regular expression: train the parameters whose names it finds, the rest stays as it is
     max_instances: int = 25  # per clip
     noise: HistoryNoise | None = None

@@ -154,13 +154,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for p, (batch, target) in enumerate(zip(parts, targets, strict=True)):
-            # points and stochastic depth draw from the global generator: one seed per global part of the batch
+            # points, stochastic depth, streamed histories draw from the global generator: a seed per part of the batch
             torch.manual_seed(_mix(seed, self.iteration, self.rank * n + p))
             exchange_gradients(self.wrapped, p == n - 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_config.bf16):
                 terms = self.wrapped(batch, target, self_fed, num_masks)
             loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
+            if loss.requires_grad:  # with `only`, a batch may have no term that depends on what is trained
+                loss.backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
         if self.world > 1:

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ausm.assemble import Geometry, exclusive, full_size_masks, keep_detections, mask_confidence, resize_image
+from ausm.checks import check_size
 from ausm.errors import InputError, SizeError
 from ausm.evaluate.scaling import image_showings
 from ausm.io import read_image
@@ -126,6 +127,13 @@ def load_annotations(path: Path) -> COCO:
     return table
 
 
+def read_annotated(entry: dict[str, Any], folder: Path) -> np.ndarray:
+    """The photo of an entry of a COCO table, (H, W, 3) uint8 RGB. Raises SizeError unless it has the entry's size."""
+    image = read_image(folder / entry["file_name"])
+    check_size(str(entry["file_name"]), image.shape[:2], "annotation", (entry["height"], entry["width"]))
+    return image
+
+
 def judge(truth: COCO, results: list[dict[str, Any]], images: list[int], class_agnostic: bool) -> CocoResult:
     """AP and AR of COCO results (`image_id`, `category_id`, `score`, `segmentation`) on the images of these ids."""
     if not results:
@@ -182,11 +190,7 @@ def coco(
     results: list[dict[str, Any]] = []
     shown: Iterator[int] = iter(progress(ids) if progress else ids)
     for image_id in shown:
-        entry = truth.imgs[image_id]
-        image = read_image(Path(images) / entry["file_name"])
-        if image.shape[:2] != (entry["height"], entry["width"]):
-            sizes = f"{image.shape[0]}x{image.shape[1]}, annotated as {entry['height']}x{entry['width']}"
-            raise SizeError(f"{entry['file_name']} is {sizes}")
+        image = read_annotated(truth.imgs[image_id], Path(images))
         showings = image_showings(image, repeat, traversal)
         found = detect(model, showings, short_side, None if class_agnostic else head, unique)
         for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):

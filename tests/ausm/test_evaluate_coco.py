@@ -245,7 +245,7 @@ def test_faults(root: Path, model) -> None:
     with pytest.raises(InputError, match="lists no image"):
         coco(model, root, root / "empty.json")
     cv2.imwrite(str(root / "2.png"), np.zeros((10, 10, 3), np.uint8))
-    with pytest.raises(SizeError, match=r"2\.png is 10x10, annotated as 64x96"):
+    with pytest.raises(SizeError, match=r"2\.png 10x10, annotation 64x96"):
         coco(model, root, root / "truth.json")
     (root / "2.png").unlink()
     with pytest.raises(InputError, match=r"2\.png"):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -165,9 +166,11 @@ def test_impossible_clips_are_refused(wrong: dict[str, object]) -> None:
         ClipConfig(**wrong)
 
 
-def test_probabilities_above_one_are_refused() -> None:
-    with pytest.raises(ClipDataError, match=r"outside 0..1: \{'whole': 1.5\}"):
-        ClipConfig(whole=1.5)
+@pytest.mark.parametrize("name", [f.name for f in fields(ClipConfig) if f.type == "float" or f.type is float])
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_probabilities_outside_0_to_1_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ClipDataError, match=rf"outside 0..1: \{{'{name}': {value}\}}"):
+        ClipConfig(**{name: value})
 
 
 def test_plain_clips_have_no_random_change() -> None:

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ausm.errors import InputError
 from ausm.pixel_decoder import Predictions
 from training.losses import (
     Criterion,
     LossConfig,
+    _Flat,
     mask_losses,
     mask_overlaps,
     mask_quality,
@@ -206,13 +208,28 @@ def test_objectness_of_duplicates() -> None:
     right = case.perfect()
     masks = right.masks.clone()
     masks[0, 2] = masks[0, 3]
-    for everyone, sign in ((False, 1), (True, -1)):
+    masks[0, 4] = masks[0, 1]  # on an object that is tracked already: nothing to detect
+    for everyone, exhaustive, second in ((False, True, 1), (True, True, -1), (True, False, 0)):
         case.criterion = Criterion(replace(CONFIG, quality=True, quality_all=everyone), case.criterion.model)
         objectness = torch.full((2, Case.Q), 0.5).requires_grad_()
-        loss = case.losses(masks=masks, objectness=objectness)["det_obj"]
-        pushed = torch.autograd.grad(loss, objectness)[0][0, 2:]
-        assert sorted(pushed[:2].sign().tolist()) == sorted([-1.0, float(sign)])
-        assert (pushed[2:] >= 0).all()  # whatever covers nothing
+        loss = case.losses(exhaustive, masks=masks, objectness=objectness)["det_obj"]
+        pushed = torch.autograd.grad(loss, objectness)[0][0, 2:].sign().tolist()
+        assert sorted(pushed[:2]) == sorted([-1, second]) and pushed[2] == int(exhaustive)
+    with pytest.raises(InputError, match="quality_all"):
+        LossConfig(quality_all=True)
+
+
+def test_targets_on_the_grid_of_the_masks() -> None:
+    """A cell is the object's where half of it is."""
+    case = Case()
+    case.masks[0, 0, 0] = False
+    case.masks[0, 0, 0, 0, :2] = True  # of cell (0, 0), 16 pixels, an eighth
+    case.masks[0, 0, 0, 4:6, :4] = True  # half of cell (1, 0)
+    flat = _Flat(case.targets, torch.tensor([[2, -1]]))
+    coarse = flat.coarse(torch.Size((4, 4)))
+    assert coarse[0, 0].nonzero().tolist() == [[1, 0]]
+    assert flat.coarse(torch.Size((4, 4))) is coarse
+    assert flat.coarse(torch.Size((8, 8))).shape[-2:] == (8, 8)
 
 
 def test_deep_supervision_and_the_common_normaliser() -> None:

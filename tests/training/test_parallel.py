@@ -37,8 +37,8 @@ def kept_bytes(step: Any) -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("self_fed", [False, True])
-def test_layers_computed_twice(self_fed: bool) -> None:
+@pytest.mark.parametrize(("self_fed", "stream"), [(False, False), (True, False), (True, True)])
+def test_layers_computed_twice(self_fed: bool, stream: bool) -> None:
     full = tiny_config()
     config = dataclasses.replace(
         full,
@@ -46,7 +46,7 @@ def test_layers_computed_twice(self_fed: bool) -> None:
         decoder=dataclasses.replace(full.decoder, layers=2),
     )
     torch.manual_seed(0)
-    clip_loss = ClipLoss(AUSM(config), STAGE).train()
+    clip_loss = ClipLoss(AUSM(config), dataclasses.replace(STAGE, self_fed_stream=stream)).train()
     targets = clip_loss.targets(batch([0, 1]), torch.Generator().manual_seed(0))
     names = [name for name, _ in clip_loss.named_parameters()]
 

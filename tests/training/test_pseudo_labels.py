@@ -11,7 +11,7 @@ from layouts import box, write_coco
 from ausm.errors import InputError, SizeError
 from ausm.evaluate.images import Detections
 from training import pseudo_labels
-from training.pseudo_labels import add_labels, main
+from training.pseudo_labels import add_labels, covered, main
 from training.readers import get_object
 from training.readers_coco import CocoReader
 
@@ -40,6 +40,7 @@ def test_what_no_label_covers_is_added(tmp_path: Path) -> None:
     assert len({row["id"] for row in table["annotations"]}) == len(table["annotations"])
     of_500 = [(row["score"], row["area"], row["category_id"]) for row in rows if row["image_id"] == 500]
     assert of_500 == [(0.8, 240, 1)]
+    assert [row["area"] for row in rows if row["image_id"] == 501] == [240]  # a crowd region is a label, too
     assert [row["area"] for row in rows if row["image_id"] == 502] == [216, 240]  # nothing is labelled there
     more = tmp_path / "more.json"
     more.write_text(json.dumps(table))
@@ -50,14 +51,31 @@ def test_what_no_label_covers_is_added(tmp_path: Path) -> None:
     assert f"{9:012d}" not in names  # a held-out photo stays one
 
 
+def test_covered_is_measured_on_the_smaller_mask() -> None:
+    large, small, beside = box(0, 0, 24, 20), box(4, 4, 8, 8), box(0, 15, 24, 40)
+    assert covered(small, [large]) and covered(large, [small])
+    assert not covered(beside, [large])  # 120 of 480 pixels
+    assert covered(box(0, 13, 24, 40), [large]) and not covered(large, [])
+
+
+def test_labels_are_checked_against_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = Detections([NEW, box(12, 18, 24, 38)], np.array([0.8, 0.7]), np.zeros(2, int))
+    monkeypatch.setattr(pseudo_labels, "detect", lambda model, showings, dedupe: twice)
+    rows = add_labels(None, write_coco(tmp_path), tmp_path / "images")["annotations"]
+    assert [row["score"] for row in rows if row["image_id"] == 502 and "score" in row] == [0.8]
+
+
 def test_impossible_requests_are_refused(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
     with pytest.raises(InputError, match=r"least 0\.0"):
         add_labels(None, path, tmp_path / "images", least=0.0)
     table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"categories": [], "annotations": []}))
+    with pytest.raises(InputError, match="lists no category"):
+        add_labels(None, path, tmp_path / "images")
     table["images"][0]["height"] = 25
     path.write_text(json.dumps(table))
-    with pytest.raises(SizeError, match="is 24x40, annotated as 25x40"):
+    with pytest.raises(SizeError, match=r"9\.jpg 24x40, annotation 25x40"):
         add_labels(None, path, tmp_path / "images")
 
 
@@ -68,6 +86,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "more.json"), "--least", "0.85"])
     assert main() == 0
     added = [row for row in json.loads((tmp_path / "more.json").read_text())["annotations"] if "score" in row]
-    assert {row["area"] for row in added} == {216} and f"{len(added)} of them the model's" in capsys.readouterr().out
+    assert [row["area"] for row in added] == [216] and "1 of them the model's" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(path)])
+    assert main() == 2 and "would overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(path / "more.json")])
+    assert main() == 2 and "is a file, a folder is needed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*words[:4], str(tmp_path / "none.json"), *words[5:], "--out", "unused"])
     assert main() == 2 and "none.json" in capsys.readouterr().err

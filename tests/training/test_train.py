@@ -23,6 +23,7 @@ from ausm.config import swin_t
 from ausm.errors import CheckpointError, InputError
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM
+from ausm.stream import Stream, StreamConfig
 from training import clip_loss as clip_loss_module
 from training import losses, train
 from training.clip_loss import ClipLoss
@@ -122,11 +123,40 @@ def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
 
 
+@pytest.mark.parametrize("draw", [0.0, 0.9])
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_a_streamed_history_is_what_a_stream_marks(
+    monkeypatch: pytest.MonkeyPatch, threshold: float, draw: float
+) -> None:
+    monkeypatch.setattr(clip_loss_module, "PROMPT_THRESHOLD", threshold)
+    monkeypatch.setattr(clip_loss_module.torch, "rand", lambda *_, **__: torch.tensor(draw))
+    torch.manual_seed(0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), dataclasses.replace(STAGE, noise=None, self_fed_stream=True)).eval()
+    model, part = clip_loss.model, batch([0], 6)
+    images, masks = part.images.flip(1), part.masks.flip(2)  # backwards one square leaves the image
+    with torch.no_grad():
+        model.pixel_decoder.objectness.weight.mul_(30)  # untrained, all would be about 1/2
+    applied = threshold if draw < 0.5 else 0.0
+    stream = Stream(model, config=StreamConfig(discover=False, short_side=32, prompt_threshold=applied))
+    stream.prompt(masks[0, :, 0].numpy())
+    targets = preprocess(masks.transpose(1, 2), torch.tensor([[0, 0]]), (4, 8), stream._slots()[None])
+    with torch.no_grad():
+        history = clip_loss._streamed_history(model.encode(images[0]), 1, targets)
+    told = []
+    for image in images[0]:
+        told.append(stream._M.clone())
+        stream.step(image.numpy())
+    for t in range(2, len(told)):
+        assert torch.equal(history[0, t], told[t])
+    assert torch.equal(history[0, 1], targets.history[0, 1])  # A2: the prompt
+    assert not torch.equal(history, targets.history)
+
+
 @pytest.mark.parametrize("gate", [-1.0, 0.5])
-def test_a_streamed_history_is_what_a_stream_would_mark(monkeypatch: pytest.MonkeyPatch, gate: float) -> None:
-    """Given back to the parallel form it is a fixed point: every frame marks just what the next one was told."""
-    monkeypatch.setattr(clip_loss_module, "GATE", gate)
-    monkeypatch.setattr(clip_loss_module.torch, "rand", lambda *_, **__: torch.zeros(()))  # always gated
+def test_a_streamed_history_is_a_fixed_point(monkeypatch: pytest.MonkeyPatch, gate: float) -> None:
+    """Given back to the parallel form, every frame marks just what the next one was told."""
+    monkeypatch.setattr(clip_loss_module, "PROMPT_THRESHOLD", gate)
+    monkeypatch.setattr(clip_loss_module.torch, "rand", lambda *_, **__: torch.zeros(()))
     torch.manual_seed(0)
     clip_loss = ClipLoss(AUSM(tiny_config()), dataclasses.replace(STAGE, noise=None, self_fed_stream=True)).train()
     part = batch([0, 1])
@@ -140,15 +170,16 @@ def test_a_streamed_history_is_what_a_stream_would_mark(monkeypatch: pytest.Monk
     logits = out.masks[:, :2].unflatten(0, (2, -1)).float()
     shown = targets.active & (out.objectness[:, :2].unflatten(0, (2, -1)).sigmoid() > gate)
     assert shown.any() and (gate < 0 or (targets.active & ~shown).any())
-    assert torch.equal(history[:, 0], targets.history[:, 0])
-    for t in range(1, history.shape[1]):
+    assert torch.equal(history[:, :2], targets.history[:, :2])  # M_0 and M_1 are the prompt (A2)
+    for t in range(2, history.shape[1]):
         for b in range(2):
             marks = marks_from_logits(
                 exclusive(torch.where(shown[b, t - 1, :, None, None], logits[b, t - 1], -logits[b, t - 1].abs())),
                 (4, 8),
             )
             own = targets.active[b, t - 1]
-            assert torch.equal(history[b, t, own], marks[own])
+            new = history[b, t, targets.active[b, t] & ~own]
+            assert torch.equal(history[b, t, own], marks[own] & ~new.any(0))
             assert torch.equal(history[b, t, ~own], targets.history[b, t, ~own])
     assert not torch.equal(history, targets.history)
 
@@ -159,14 +190,21 @@ def test_sharded_weights_refuse_to_stream(tmp_path: Path) -> None:
         Trainer(AUSM(tiny_config()), dataclasses.replace(STAGE, self_fed_stream=True), trainer(tmp_path).sources, run)
 
 
-def test_only_the_named_parameters_are_trained(tmp_path: Path) -> None:
-    one = trainer(tmp_path, dataclasses.replace(STAGE, only=r"pixel_decoder\.objectness"))
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+def test_only_the_named_parameters_are_trained(tmp_path: Path, scale: float) -> None:
+    stage = dataclasses.replace(STAGE, only=r"pixel_decoder\.objectness", backbone_lr_scale=scale)
+    one = trainer(tmp_path, stage)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     one.step([batch([0, 1])])
     changed = {name for name, value in one.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"pixel_decoder.objectness.weight", "pixel_decoder.objectness.bias"}
     with pytest.raises(InputError, match="objektness"):
         trainer(tmp_path, dataclasses.replace(STAGE, only="objektness"))
+    with pytest.raises(InputError, match="no regular expression"):
+        trainer(tmp_path, dataclasses.replace(STAGE, only="("))
+    heads = trainer(tmp_path, dataclasses.replace(STAGE, only="class_heads"))
+    terms = heads.step([batch([0, 1])._replace(head="")])  # no term depends on a class head
+    assert terms["loss"] > 0 and terms["grad_norm"] == 0
 
 
 @pytest.mark.parametrize("history", ["_own_history", "_streamed_history"])
@@ -180,12 +218,12 @@ def test_self_feeding_leaves_marks_that_are_wrong_on_purpose(history: str) -> No
     T = targets.active.shape[1]
     with torch.no_grad():
         features = clip_loss.model.encode(part.images.flatten(0, 1))
-        for t in range(1, T):
+        for t in range(2, T):
             fixed = torch.zeros_like(targets.active)
             fixed[1, t, 0] = True
             fed = getattr(clip_loss, history)(features, 2, targets._replace(fixed=fixed))
             kept = (fed == board).flatten(3).all(-1)
-            kept[:, 0] = False  # M_0 is what was given, whatever the model says
+            kept[:, :2] = False  # M_0 and M_1 are what was given (A2), whatever the model says
             assert torch.equal(kept, fixed)
 
 
@@ -247,7 +285,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_killed_at_a_random_moment(data: Path) -> None:
     """The command, ended by SIGKILL: resumed without --init it ends with every bit of the uninterrupted run."""
-    settings = ["iterations=12", "batch=1", "frames=2", "size=[32,64]", "loss.points=64", "self_fed=0.5", "ema=0.9"]
+    settings = ["iterations=12", "batch=1", "frames=3", "size=[32,64]", "loss.points=64", "self_fed=0.5", "ema=0.9"]
+    settings += ["self_fed_stream=true"]
     words = ["--stage", "2", "--data", str(data / "data.toml"), "--fp32", "--workers", "0", "--device", "cpu"]
     words += ["--save-every", "0", "--no-tensorboard", "--validate-every", "0"]
     words += [word for s in settings for word in ("--set", s)]
@@ -278,7 +317,8 @@ def test_killed_at_a_random_moment(data: Path) -> None:
 
 def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ausm train` alone with --parts 2, and under torchrun with two processes: one loss curve."""
-    settings = ["iterations=20", "batch=2", "frames=2", "size=[32,64]", "loss.points=64", "warmup=0", "self_fed=0.5"]
+    settings = ["iterations=20", "batch=2", "frames=3", "size=[32,64]", "loss.points=64", "warmup=0", "self_fed=0.5"]
+    settings += ["self_fed_stream=true"]
     arguments = ["--stage", "2", "--data", str(data / "data.toml"), "--init", str(data / "init.safetensors"), "--fp32"]
     arguments += ["--workers", "0", "--device", "cpu", *(word for s in settings for word in ("--set", s))]
     parser = argparse.ArgumentParser()

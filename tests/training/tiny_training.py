@@ -91,8 +91,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-def batch(items: Sequence[int]) -> Batch:
-    clips = [Squares().load(i, range(3)) for i in items]
+def batch(items: Sequence[int], frames: int = 3) -> Batch:
+    clips = [Squares().load(i, range(frames)) for i in items]
     images = torch.from_numpy(np.stack([np.stack(c.images)[:, :32, :64] for c in clips]))
     bits = np.stack([np.stack(c.bits)[:, :32, :64, 0] for c in clips])  # (B, T, H, W)
     masks = torch.from_numpy(np.stack([(bits & 1) > 0, (bits & 2) > 0], 1))
