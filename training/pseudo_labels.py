@@ -74,17 +74,19 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     try:
         check_out_folder(args.out.absolute().parent)
-        if args.out.absolute() == args.annotations.absolute():
+        if args.out.is_dir():
+            raise InputError(f"--out {args.out} is a folder, a file is needed")
+        if args.out.resolve() == args.annotations.resolve():
             raise InputError(f"--out {args.out} would overwrite the labels it is made from")
         with torch.autocast("cpu", torch.bfloat16):
             table = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
+        before = len(json.loads(args.annotations.read_text())["annotations"])
     except AusmError as error:
         print(f"pseudo_labels: error: {error}", file=sys.stderr)
         return 2
     args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(table))
-    added = sum("score" in row for row in table["annotations"])
-    print(f"{args.out}: {len(table['annotations'])} labels, {added} of them the model's")
+    print(f"{args.out}: {len(table['annotations'])} labels, {len(table['annotations']) - before} of them added")
     return 0
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ausm import weights
 from ausm.checks import check_out_folder
 from ausm.config import PRESETS
+from ausm.errors import AusmError
 from ausm.model import AUSM
 from training.data_config import load_data_config
 from training.pretrained import load_pretrained_backbone
@@ -110,4 +111,8 @@ def run(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__)
     add_arguments(cli)
-    sys.exit(run(cli.parse_args()))
+    try:
+        sys.exit(run(cli.parse_args()))
+    except AusmError as refused:
+        print(f"train: error: {refused}", file=sys.stderr)
+        sys.exit(2)

@@ -74,6 +74,9 @@ class Trainer:
         self.wrapped = distribute(self.clip_loss, groups, run.fsdp)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        if stage.only and self.rank == 0:
+            numbers = len(self.trained), sum(p.numel() for p in self.trained)
+            log.info("only=%s: %d tensors with %d numbers are trained", stage.only, *numbers)
         self.average = MovingAverage(model, stage.ema) if stage.ema else None
         self.iteration = 0
         self.seconds = 0.0  # of training, over all resumes

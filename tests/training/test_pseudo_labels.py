@@ -86,9 +86,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "more.json"), "--least", "0.85"])
     assert main() == 0
     added = [row for row in json.loads((tmp_path / "more.json").read_text())["annotations"] if "score" in row]
-    assert [row["area"] for row in added] == [216] and "1 of them the model's" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [*words, "--out", str(path)])
-    assert main() == 2 and "would overwrite" in capsys.readouterr().err
+    assert [row["area"] for row in added] == [216] and "1 of them added" in capsys.readouterr().out
+    for same in (path, tmp_path / "images" / ".." / path.name):
+        monkeypatch.setattr(sys, "argv", [*words, "--out", str(same)])
+        assert main() == 2 and "would overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path)])
+    assert main() == 2 and "is a folder, a file is needed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*words, "--out", str(path / "more.json")])
     assert main() == 2 and "is a file, a folder is needed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*words[:4], str(tmp_path / "none.json"), *words[5:], "--out", "unused"])

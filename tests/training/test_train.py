@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import random
 import signal
@@ -191,9 +192,13 @@ def test_sharded_weights_refuse_to_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
-def test_only_the_named_parameters_are_trained(tmp_path: Path, scale: float) -> None:
+def test_only_the_named_parameters_are_trained(
+    tmp_path: Path, scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     stage = dataclasses.replace(STAGE, only=r"pixel_decoder\.objectness", backbone_lr_scale=scale)
     one = trainer(tmp_path, stage)
+    assert "2 tensors with 33 numbers are trained" in caplog.text
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     one.step([batch([0, 1])])
     changed = {name for name, value in one.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -313,6 +318,13 @@ def test_killed_at_a_random_moment(data: Path) -> None:
     assert [(r["iteration"], r["loss"]) for r in rows[0]] == [(r["iteration"], r["loss"]) for r in rows[1]]
     manifests = [weights.read_metadata(data / n / "ema.safetensors")[1] for n in ("whole", "killed")]
     assert [len(m["recipe"]) for m in manifests] == [1, 1]
+
+
+def test_a_refusal_is_one_line(data: Path) -> None:
+    command = [sys.executable, "-m", "training.train", "--stage", "2", "--data", str(data / "data.toml")]
+    command += ["--out", str(data / "out"), "--set", "loss.quality_all=true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode == 2 and done.stderr == "train: error: quality_all is part of quality: set both\n"
 
 
 def test_two_processes_equal_two_parts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
