@@ -70,7 +70,7 @@ class ClipLoss(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self._backbone()(self.model.normalise(images.flatten(0, 1)))
         features = self.model.features(maps)
-        if self_fed:
+        if self_fed and targets.active.shape[1] > 2:  # M_0 and M_1 are what was given (A2)
             own = self._streamed_history if self.stage.self_fed_stream else self._own_history
             targets = targets._replace(history=own(features, B, targets))
         outputs = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active, every_layer=True)

@@ -32,8 +32,9 @@ def covered(mask: np.ndarray, labels: list[np.ndarray]) -> bool:
     return any((mask & label).sum() > COVERED * min(mask.sum(), label.sum()) for label in labels)
 
 
-def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST) -> dict[str, Any]:
-    """The table of `annotations` with what `model` detects added, best first in every image, each with its `score`.
+def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST) -> tuple[dict[str, Any], int]:
+    """The table of `annotations` with what `model` detects added, best first in every image, each with its `score`; and
+    how many were added.
 
     They get the table's first category: their class is not known. Raises InputError for a table that is none, a missing
     photo, and one of another size than annotated.
@@ -45,7 +46,7 @@ def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST
     number = max((row["id"] for row in table["annotations"]), default=0)
     if not truth.cats:
         raise InputError(f"{annotations}: lists no category")
-    category = min(truth.cats)
+    category, before = min(truth.cats), len(table["annotations"])
     for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
         image = read_annotated(truth.imgs[image_id], images)
         found = detect(model, [image], dedupe=True)
@@ -59,7 +60,7 @@ def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST
             runs = encode_segmentation(mask)
             row = {"id": number, "image_id": image_id, "category_id": category, "iscrowd": 0, "area": area}
             table["annotations"].append(row | {"score": float(score), "segmentation": runs})
-    return table
+    return table, len(table["annotations"]) - before
 
 
 def main() -> int:
@@ -79,14 +80,13 @@ def main() -> int:
         if args.out.resolve() == args.annotations.resolve():
             raise InputError(f"--out {args.out} would overwrite the labels it is made from")
         with torch.autocast("cpu", torch.bfloat16):
-            table = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
-        before = len(json.loads(args.annotations.read_text())["annotations"])
+            table, added = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
     except AusmError as error:
         print(f"pseudo_labels: error: {error}", file=sys.stderr)
         return 2
     args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(table))
-    print(f"{args.out}: {len(table['annotations'])} labels, {len(table['annotations']) - before} of them added")
+    print(f"{args.out}: {len(table['annotations'])} labels, {added} of them added")
     return 0
 
 

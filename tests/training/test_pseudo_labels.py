@@ -33,10 +33,11 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_no_label_covers_is_added(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
     before = json.loads(path.read_text())
-    table = add_labels(None, path, tmp_path / "images")
+    table, added = add_labels(None, path, tmp_path / "images")
     assert table["annotations"][: len(before["annotations"])] == before["annotations"]
     assert table["images"] == before["images"] and table["categories"] == before["categories"]
     rows = table["annotations"][len(before["annotations"]) :]
+    assert added == len(rows)
     assert len({row["id"] for row in table["annotations"]}) == len(table["annotations"])
     of_500 = [(row["score"], row["area"], row["category_id"]) for row in rows if row["image_id"] == 500]
     assert of_500 == [(0.8, 240, 1)]
@@ -61,7 +62,7 @@ def test_covered_is_measured_on_the_smaller_mask() -> None:
 def test_labels_are_checked_against_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = Detections([NEW, box(12, 18, 24, 38)], np.array([0.8, 0.7]), np.zeros(2, int))
     monkeypatch.setattr(pseudo_labels, "detect", lambda model, showings, dedupe: twice)
-    rows = add_labels(None, write_coco(tmp_path), tmp_path / "images")["annotations"]
+    rows = add_labels(None, write_coco(tmp_path), tmp_path / "images")[0]["annotations"]
     assert [row["score"] for row in rows if row["image_id"] == 502 and "score" in row] == [0.8]
 
 
