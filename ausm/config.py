@@ -66,6 +66,7 @@ class PixelDecoderConfig:
     pools: tuple[int, ...] = (4, 2, 1)  # levels of G_t, coarse first: strides 32, 16, 8
     place: bool = False  # position code in the values and in the mask features (docs/model.md)
     id_skip: bool = False  # mask embeddings and mask features share one projection of ids (docs/model.md)
+    objectness_hidden: int = 0  # ReLU units between a query and its objectness (docs/model.md); 0 = a linear layer
     seed_pool: int = 0  # V from the frame, at peaks of a score on G_t pooled so much (docs/model.md); 0 = learned V
 
 
@@ -103,7 +104,7 @@ def nano() -> AusmConfig:
             layers=2, heads=4, ffn=256, self_attn=False, kv_stride=2, locality=(0.08, 0.16, 0.32, 0.0)
         ),
         pixel_decoder=PixelDecoderConfig(
-            layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True, seed_pool=2
+            layers=3, heads=4, ffn=512, mask_dim=64, place=True, id_skip=True, objectness_hidden=64, seed_pool=2
         ),
         D=128,
         N_det=50,

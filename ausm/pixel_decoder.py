@@ -110,7 +110,10 @@ class PixelDecoder(nn.Module):
         for layer in (self.place_value, self.place_mask):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
-        self.objectness = nn.Linear(D, 1)
+        hidden = config.objectness_hidden
+        self.objectness: nn.Linear | nn.Sequential = (
+            nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 1)) if hidden else nn.Linear(D, 1)
+        )
         self.class_heads = nn.ModuleDict({name: nn.Linear(D, n + 1) for name, n in heads})  # last = no object
 
     def forward(

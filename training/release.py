@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ausm import weights
 from ausm.errors import CheckpointError
@@ -63,7 +64,9 @@ def release(
         manifest["averaged"] = [weights.sha256(source) for source in sources]
         manifest["shares"] = list(shares) if shares is not None else [1.0] * len(sources)
     if shift:
-        model.pixel_decoder.objectness.bias.data += shift
+        head = model.pixel_decoder.objectness
+        last = head[-1] if isinstance(head, nn.Sequential) else head
+        last.bias.data += shift
         manifest["objectness_shift"] = shift
     out.parent.mkdir(parents=True, exist_ok=True)
     weights.save(out, model, manifest)

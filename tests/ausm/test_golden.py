@@ -95,8 +95,8 @@ def steps(preset: str) -> list[dict[str, Any]]:
 
 
 def stream() -> list[list[list[float]]]:
-    """Per frame the tracks: id, state, source, share of the image, score. One is found and removed, the next one lives
-    on when two are prompted, one of which gets lost."""
+    """Per frame the tracks: id, state, source, share of the image, score. One is found and removed, the next one gets
+    lost when two are prompted, and ends."""
     config = StreamConfig(short_side=56, score_threshold=0.4, min_area=1, dedupe_iou=1.0, max_missed=1)
     s = ausm.Stream(model_of(small_nano()), config=config)
     masks = np.zeros((2, 56, 90), bool)
@@ -134,7 +134,7 @@ def test_a_stream_is_as_it_was() -> None:
     assert sum(map(len, golden)) > 8
     rows = [row for frame in golden for row in frame]
     assert {Source(source) for _, _, source, _, _ in rows} == {Source.DISCOVERED, Source.PROMPT}
-    assert {TrackState(state) for _, state, _, _, _ in rows} == {TrackState.TRACKED, TrackState.LOST}
+    assert {TrackState(state) for _, state, _, _, _ in rows} == {TrackState.TRACKED, TrackState.LOST, TrackState.REMOVED}
     for t, (found, kept) in enumerate(zip(stream(), golden, strict=True)):
         close(found, kept, 2e-3, f"stream frame {t}")  # a pixel at the edge may change sides
 
