@@ -32,6 +32,7 @@ from ausm_ros.srv import AddObjects
 from ausm_ros.transport import use_large_shared_memory
 
 START_SECONDS = 120.0  # for the node to load and warm up
+ASK_AGAIN = 5.0  # seconds until a question without an answer is put again
 DRAIN_SECONDS = 60.0  # for the last image to be processed
 PROMPT_SECONDS = 60.0  # for the prompt frame to be processed, then for the answer
 FAILED_AFTER = 5.0  # seconds of UNCONFIGURED that mean configuring has failed
@@ -83,11 +84,26 @@ class Player(Node):
         self.wait_until(future.done, seconds, what)
         return future.result()
 
+    def ask_state(self) -> State:
+        """The state of the node, asked for again after `ASK_AGAIN`: a busy machine may send an answer before the two
+        sides of a new connection have found each other, and then it is lost. Raises DemoError."""
+        self.wait_until(self._state.service_is_ready, START_SECONDS, f"service {self._state.srv_name}")
+        futures: list[Any] = []
+
+        def answered() -> bool:
+            if time.monotonic() > asked + len(futures) * ASK_AGAIN:
+                futures.append(self._state.call_async(GetState.Request()))
+            return any(future.done() for future in futures)
+
+        asked = time.monotonic()
+        self.wait_until(answered, START_SECONDS, "state of the node")
+        return next(future for future in futures if future.done()).result().current_state
+
     def wait_active(self) -> None:
         """Until the node is ACTIVE. Raises DemoError when it gives up configuring."""
         end, idle_since = time.monotonic() + START_SECONDS, None
         while True:
-            state = self.call(self._state, GetState.Request(), START_SECONDS, "state of the node").current_state
+            state = self.ask_state()
             if state.id == State.PRIMARY_STATE_ACTIVE:
                 return
             idle = state.id == State.PRIMARY_STATE_UNCONFIGURED

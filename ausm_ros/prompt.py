@@ -137,7 +137,8 @@ class Operator:
         future = client.call_async(request)
         rclpy.spin_until_future_complete(self._node, future, timeout_sec=self._timeout + wait)
         if not future.done():
-            raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout + wait:g} s")
+            waited = f"{self._timeout + wait:g} s"
+            raise NoAnswer(f"{client.srv_name} gave no answer in {waited}; it may still have done what was asked")
         return future.result()
 
     def add(self, camera: str, prompts: Sequence[Prompt], wait: float) -> int:
