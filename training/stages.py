@@ -67,6 +67,20 @@ def nano(stage: int) -> Stage:
     return Stage("nano-3", 10, 1150, 1, (320, 576), lr=4e-4, warmup=20, self_fed=0.5, cooldown=1.0, **common)
 
 
+def from_json(saved: dict[str, Any]) -> Stage:
+    """The stage that `json.dumps(dataclasses.asdict(stage))` wrote. A field that did not exist then has its default,
+    which is what the run did; one that exists no more is left out."""
+    noise = saved.get("noise")
+    parts = {"loss": _from_json(LossConfig, saved.get("loss", {})), "noise": noise and _from_json(HistoryNoise, noise)}
+    stage: Stage = _from_json(Stage, saved | parts)
+    return stage
+
+
+def _from_json(cls: type, values: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(cls)} & set(values)
+    return cls(**{k: tuple(v) if isinstance(v := values[k], list) else v for k in known})
+
+
 RECIPES = {"nano": nano, "swin_t": paper, "swin_b": paper}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ausm import weights
-from ausm.errors import InputError
+from ausm.errors import CheckpointError, InputError
 from ausm.model import AUSM
 from training.clip_loss import ClipLoss
 from training.data_config import check_classes
@@ -30,7 +30,7 @@ from training.parallel import (
 )
 from training.report import Report
 from training.resume import MovingAverage, load_run, parameter_groups, save_run
-from training.stages import Stage
+from training.stages import Stage, from_json
 from training.validate import Validation
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,21 @@ class Trainer:
         self.save(self.run_config.out / "last.pt")
 
     def resume(self, path: Path) -> None:
+        """Goes on from `save`. Raises CheckpointError for a file that cannot be read or trained other parameters."""
         parts = load_run(path)
-        before, now = json.loads(parts["stage"]), json.loads(json.dumps(dataclasses.asdict(self.stage)))
-        changed = sorted(k for k in now if before.get(k) != now[k])
+        before, now = from_json(json.loads(parts["stage"])), self.stage
+        names = [field.name for field in dataclasses.fields(Stage)]
+        changed = sorted(name for name in names if getattr(before, name) != getattr(now, name))
+        then, trained = (
+            [len(group["params"]) for group in groups]
+            for groups in (parts["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        if before.only != now.only or then != trained:
+            raise CheckpointError(
+                f"{path} trained {sum(then)} tensors in groups of {then}, only={before.only!r}; this run would "
+                f"train {sum(trained)} in groups of {trained}, only={now.only!r}: a run keeps its own; "
+                f"--init {path.with_name('ema.safetensors')} with another --out begins a new one"
+            )
         if changed:
             log.warning("resuming %s with other settings of the stage: %s", path, changed)
         own = self.model.state_dict()

@@ -134,7 +134,7 @@ def test_a_stream_is_as_it_was() -> None:
     assert sum(map(len, golden)) > 8
     rows = [row for frame in golden for row in frame]
     assert {Source(source) for _, _, source, _, _ in rows} == {Source.DISCOVERED, Source.PROMPT}
-    assert {TrackState(state) for _, state, _, _, _ in rows} == {TrackState.TRACKED, TrackState.LOST, TrackState.REMOVED}
+    assert {TrackState(state) for _, state, *_ in rows} == {TrackState.TRACKED, TrackState.LOST, TrackState.REMOVED}
     for t, (found, kept) in enumerate(zip(stream(), golden, strict=True)):
         close(found, kept, 2e-3, f"stream frame {t}")  # a pixel at the edge may change sides
 

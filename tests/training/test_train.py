@@ -29,9 +29,9 @@ from training import clip_loss as clip_loss_module
 from training import losses, train
 from training.clip_loss import ClipLoss
 from training.loader import Batch
-from training.preprocess import preprocess
+from training.preprocess import Targets, preprocess
 from training.resume import parameter_groups
-from training.stages import RECIPES, Stage, override
+from training.stages import RECIPES, Stage, from_json, override
 from training.trainer import RunConfig, Trainer
 
 ROOT = Path(train.__file__).parents[1]
@@ -91,6 +91,19 @@ def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture
         one.resume(tmp_path / "cut.pt")
     trainer(tmp_path, dataclasses.replace(STAGE, lr=1.0)).resume(tmp_path / "last.pt")
     assert "other settings of the stage: ['lr']" in caplog.text
+    with pytest.raises(CheckpointError, match=r"only='';.* would train 2 in groups of \[1, 1\], only='objectness'"):
+        trainer(tmp_path, dataclasses.replace(STAGE, only="objectness")).resume(tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"another --out begins a new one"):  # a thawed backbone
+        trainer(tmp_path, dataclasses.replace(STAGE, backbone_lr_scale=0.1)).resume(tmp_path / "last.pt")
+
+
+def test_a_run_from_before_a_setting_has_its_default() -> None:
+    saved = json.loads(json.dumps(dataclasses.asdict(STAGE)))
+    assert from_json(saved) == STAGE
+    del saved["self_fed_stream"], saved["noise"]["late"], saved["loss"]["quality"]
+    assert from_json(saved | {"gone": 1}) == STAGE
+    plain = RECIPES["swin_t"](2)
+    assert from_json(json.loads(json.dumps(dataclasses.asdict(plain)))) == plain and plain.noise is None
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +135,38 @@ def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -
     assert whole.keys() == parts.keys() and not any("backbone" in name for name in whole)
     for name, grad in whole.items():
         assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("history", ["_own_history", "_streamed_history"])
+def test_the_pass_that_makes_a_history_takes_no_gradient_away(
+    monkeypatch: pytest.MonkeyPatch, history: str, bf16: bool
+) -> None:
+    """It runs without gradients under the same autocast: copies of the weights made there are none for the loss."""
+    torch.manual_seed(0)
+    stage = dataclasses.replace(STAGE, noise=None, self_fed_stream=history == "_streamed_history")
+    clip_loss = ClipLoss(AUSM(tiny_config()), stage).train()
+    clip_loss.packs = False
+    fixed = torch.quasirandom.SobolEngine(2).draw(512)
+    points = lambda *n, device=None: fixed[: n[-2]].expand(*n) if n != ((),) else torch.zeros(())  # noqa: E731
+    monkeypatch.setattr(losses.torch, "rand", points)
+    part = batch([0, 1], 4)
+    targets = preprocess(part.masks.transpose(1, 2), torch.tensor([[0, 2], [1, 3]]), (4, 8), torch.tensor([[3, 7]] * 2))
+
+    def gradients(self_fed: bool, given: Targets) -> dict[str, Tensor]:
+        clip_loss.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            torch.stack(list(clip_loss(part, given, self_fed).values())).sum().backward()
+        return {name: p.grad.clone() for name, p in clip_loss.named_parameters() if p.grad is not None}
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        maps = clip_loss._backbone()(clip_loss.model.normalise(part.images.flatten(0, 1)))
+        made = getattr(clip_loss, history)(clip_loss.model.features(maps), 2, targets)
+    assert not torch.equal(made, targets.history)
+    alone, after = gradients(False, targets._replace(history=made)), gradients(True, targets)
+    assert len(alone) > 50 and alone.keys() == after.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(after[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.9])
@@ -192,9 +237,7 @@ def test_sharded_weights_refuse_to_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
-def test_only_the_named_parameters_are_trained(
-    tmp_path: Path, scale: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_the_named_parameters_are_trained(tmp_path: Path, scale: float, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     stage = dataclasses.replace(STAGE, only=r"pixel_decoder\.objectness", backbone_lr_scale=scale)
     one = trainer(tmp_path, stage)

@@ -30,7 +30,7 @@ def tiny_config() -> AusmConfig:
         N_id=32,
         compressor=dataclasses.replace(full.compressor, layers=1, ffn=32),
         decoder=dataclasses.replace(full.decoder, layers=1, ffn=32),
-        pixel_decoder=dataclasses.replace(full.pixel_decoder, layers=2, ffn=32, mask_dim=16),
+        pixel_decoder=dataclasses.replace(full.pixel_decoder, layers=2, ffn=32, mask_dim=16, objectness_hidden=0),
     )
 
 
