@@ -28,6 +28,7 @@ class LossConfig:
     points: int = 12_544
     oversample: float = 3.0
     importance: float = 0.75
+    hard: bool = False  # ... or where it is most wrong: a mask that is sure of its neighbour is not uncertain there
     deep: float = 1.0  # weight of the intermediate outputs
     quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
     quality_all: bool = False  # ... and of an unmatched one the same of the target it covers best, instead of 0
@@ -44,11 +45,15 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def uncertain_points(logits: Tensor, config: LossConfig) -> Tensor:
-    """(M, P, 2): 3/4 of the points with the smallest |logit| of a random oversample, the rest uniform (PointRend)."""
+def uncertain_points(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
+    """(M, P, 2): 3/4 of the points with the smallest |logit| of a random oversample, the rest uniform (PointRend).
+
+    With `config.hard` the logit counts as negative where it has the wrong sign: errors first, then what is uncertain.
+    """
     M, P = len(logits), config.points
     candidates = torch.rand(M, int(P * config.oversample), 2, device=logits.device)
-    certainty = sample_points(logits, candidates).abs()
+    certainty = sample_points(logits, candidates)
+    certainty = certainty * (2 * sample_points(targets.float(), candidates) - 1) if config.hard else certainty.abs()
     hard = int(P * config.importance)
     index = certainty.topk(hard, dim=1, largest=False).indices
     chosen = candidates.gather(1, index[..., None].expand(-1, -1, 2))
@@ -64,7 +69,7 @@ def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossCo
         zero = logits.sum()
         return zero, zero
     logits = logits.float()
-    points = uncertain_points(logits, config)
+    points = uncertain_points(logits, targets, config)
     x = sample_points(logits, points)
     y = sample_points(targets.float(), points)
     bce = F.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1).sum()

@@ -37,12 +37,26 @@ def test_points_are_taken_where_the_prediction_is_least_certain() -> None:
     logits = torch.full((2, 16, 16), 8.0)
     logits[0, :, 8:] = 0.1  # uncertain on the right
     logits[1, :8] = -0.1  # and at the top
-    points = uncertain_points(logits, CONFIG)
+    targets = torch.ones(2, 16, 16, dtype=torch.bool)
+    points = uncertain_points(logits, targets, CONFIG)
     assert points.shape == (2, 256, 2) and (points >= 0).all() and (points <= 1).all()
     share = [float((points[0, :, 0] > 0.45).float().mean()), float((points[1, :, 1] < 0.55).float().mean())]
     assert min(share) > 0.75 + 0.25 * 0.4  # 3/4 chosen there, half of the rest by chance
-    uniform = uncertain_points(logits, replace(CONFIG, importance=0.0))
+    uniform = uncertain_points(logits, targets, replace(CONFIG, importance=0.0))
     assert float((uniform[0, :, 0] > 0.5).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_points_may_be_taken_where_the_prediction_is_most_wrong() -> None:
+    """The mask is sure of a neighbour at the bottom right, and uncertain at the top, where it is right."""
+    torch.manual_seed(0)
+    logits, targets = torch.full((1, 16, 16), 8.0), torch.ones(1, 16, 16, dtype=torch.bool)
+    logits[0, :8] = 0.1
+    targets[0, 12:, 12:] = False
+    wrong = []
+    for hard in (False, True):
+        points = uncertain_points(logits, targets, replace(CONFIG, hard=hard))
+        wrong.append(float((points[0] > 0.75).all(-1).float().mean()))
+    assert wrong[0] < 0.06 and wrong[1] > 3 * 0.9 / 16  # all candidates there, three times as many as by chance
 
 
 def test_mask_losses_by_hand() -> None:
