@@ -55,7 +55,8 @@ class MSDeformAttention(nn.Module):
         for level, (h, w) in enumerate(sizes):
             v = value[:, start : start + h * w].permute(0, 2, 3, 1).reshape(B * H, D // H, h, w)
             g = grid[:, :, :, level].transpose(1, 2).reshape(B * H, N, P, 2)
-            sampled = F.grid_sample(v, g.to(v.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+            # positions as they are: in bfloat16 they would be off by up to a quarter of a cell
+            sampled = F.grid_sample(v.to(g.dtype), g, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(B * H, 1, N, P)
             out = out + (sampled * weight).sum(-1)
             start += h * w

@@ -7,6 +7,7 @@ programs are few and loop over pixels, so the scratch stays in the L2 cache and 
 without atomics: equal runs, equal bits.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor
 # Channels per program. ptxas for sm_90, S = 16: forward 72 registers a thread; backward 230 at 64 channels, 128 at 32.
 BLOCK, BACKWARD_BLOCK = 64, 32
 PROGRAMS_PER_SM = 4  # of the backward kernel: what its registers let run at once
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever the tensors' is; under its interpreter there is none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
@@ -33,9 +39,10 @@ def scan_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     N, E, S = state.shape
     A, D = A.float().contiguous(), D.float().contiguous()
-    _step_kernel[N, triton.cdiv(E, BLOCK)](
-        u, delta, A, B, C, D, z, state, y, su, sd, sB, sC, sz, E, S=S, BLOCK=BLOCK
-    )  # fmt: skip
+    with _on(u.device):
+        _step_kernel[N, triton.cdiv(E, BLOCK)](
+            u, delta, A, B, C, D, z, state, y, su, sd, sB, sC, sz, E, S=S, BLOCK=BLOCK
+        )  # fmt: skip
     return y
 
 
@@ -47,7 +54,8 @@ class _Scan(torch.autograd.Function):
         tensors, strides = _arguments(u, delta, A, B, C, D, z)
         y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         grid = (clips * N, triton.cdiv(E, BLOCK))
-        _forward_kernel[grid](*tensors, y, *strides, T, N, E, S=A.shape[1], BLOCK=BLOCK)
+        with _on(u.device):
+            _forward_kernel[grid](*tensors, y, *strides, T, N, E, S=A.shape[1], BLOCK=BLOCK)
         return y
 
     @staticmethod
@@ -64,10 +72,11 @@ class _Scan(torch.autograd.Function):
         tape = torch.empty(programs * blocks * T * BACKWARD_BLOCK * S, **like)
         tensors, strides = _arguments(u, delta, A, B, C, D, z)
         dy, sy = _rows(dy)
-        _backward_kernel[programs, blocks](
-            *tensors, dy, tape, du, ddelta, dA, dB, dC, dD, dz, *strides, sy, clips * N, T, N, E, rows,
-            S=S, BLOCK=BACKWARD_BLOCK,
-        )  # fmt: skip
+        with _on(u.device):
+            _backward_kernel[programs, blocks](
+                *tensors, dy, tape, du, ddelta, dA, dB, dC, dD, dz, *strides, sy, clips * N, T, N, E, rows,
+                S=S, BLOCK=BACKWARD_BLOCK,
+            )  # fmt: skip
         dB, dC = (v.sum(0).view(B.shape).to(B.dtype) for v in (dB, dC))
         return du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz
 
