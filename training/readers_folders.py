@@ -110,12 +110,25 @@ def _names(path: Path) -> list[str]:
 
 
 def davis2016(root: Path, *, name: str = "davis16", exclude: Collection[str] = ()) -> FolderReader:
-    """`JPEGImages/<seq>`, `Annotations/<seq>`; or the official `480p` level below both."""
+    """`JPEGImages/<seq>`, `Annotations/<seq>`; or the official `480p` level below both.
+
+    Where there is an `ImageSets`, as in the official archives, which hold the validation sequences beside the others,
+    the training split of 2016, else of 2017 is read. Raises ClipDataError for an `ImageSets` with neither.
+    """
     root = Path(root)
-    images, labels = root / "JPEGImages", root / "Annotations"
+    images, labels, sets = root / "JPEGImages", root / "Annotations", root / "ImageSets"
     if (images / "480p").is_dir():
         images, labels = images / "480p", labels / "480p"
-    return FolderReader(images, labels, name=name, binary=True, exclude=exclude)
+    videos = None
+    if sets.is_dir():
+        lists = [sets / "480p" / "train.txt", sets / "2016" / "train.txt", sets / "2017" / "train.txt"]
+        found = next((path for path in lists if path.is_file()), None)
+        if found is None:
+            raise ClipDataError(f"{sets} lists no training split: none of {[str(p.relative_to(sets)) for p in lists]}")
+        # a name, or two paths: /JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png
+        names = [line.split()[0] for line in _names(found)]
+        videos = sorted({Path(line).parent.name if "/" in line else line for line in names})
+    return FolderReader(images, labels, name=name, binary=True, videos=videos, exclude=exclude)
 
 
 def davis2017(

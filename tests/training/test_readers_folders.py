@@ -37,6 +37,29 @@ def test_davis_2016(tmp_path: Path, level: str) -> None:
     assert np.array_equal(get_object(raw.bits[0], 0), box(1, 1, 9, 11)) and len(raw.class_ids) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [
+        ("480p/train.txt", [f"/JPEGImages/480p/bear/{i:05d}.jpg /Annotations/480p/bear/{i:05d}.png" for i in range(3)]),
+        ("2016/train.txt", ["bear"]),
+        ("2017/train.txt", ["bear"]),
+        ("2017/val.txt", ["boat"]),
+    ],
+)
+def test_davis_2016_of_the_official_archive_is_its_training_split(tmp_path: Path, file: str, lines: list[str]) -> None:
+    for video in ("bear", "blackswan"):  # the second is of the validation split
+        write_sequence(tmp_path / "JPEGImages" / "480p", tmp_path / "Annotations" / "480p", video)
+    path = tmp_path / "ImageSets" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
+    if "val" in file:
+        with pytest.raises(ClipDataError, match="ImageSets lists no training split"):
+            readers_folders.davis2016(tmp_path)
+        return
+    reader = readers_folders.davis2016(tmp_path)
+    assert [reader.item_name(item) for item in range(len(reader))] == ["bear"]
+
+
 def test_davis_2017_reads_the_split_list(tmp_path: Path) -> None:
     for video in ("dogs", "boat"):
         write_sequence(tmp_path / "JPEGImages" / "480p", tmp_path / "Annotations" / "480p", video)
