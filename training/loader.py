@@ -20,6 +20,7 @@ from training.clips import Clip, ClipConfig, ClipDataError
 from training.readers import Reader
 
 log = logging.getLogger(__name__)
+CHOICE = 2**32 - 1  # marks the draws that choose a batch's source; no row of a batch has this number
 
 
 class Batch(NamedTuple):
@@ -105,15 +106,17 @@ class ClipBatches(Dataset[Batch]):
         if batch < 1 or batch % (world * parts) or not 0 <= rank < world:
             raise ClipDataError(f"batch {batch} over world {world} x parts {parts}, rank {rank}")
         self.sources, self.config, self.seed = tuple(sources), config, seed
-        real = [source.reader for source in sources if source.reader.head != "sim"]  # photographed edges and light
-        self.bank = bank if bank is not None else Bank(real or [source.reader for source in sources])
+        used = [source.reader for source in sources if source.weight > 0]  # 0 leaves a source out, its cut-outs as well
+        real = [reader for reader in used if reader.head != "sim"]  # photographed edges and light
+        self.bank = bank if bank is not None else Bank(real or used)
         self.block, self.first, self.parts = batch // (world * parts), rank * parts, parts
         weights = np.array([source.weight for source in sources], float)
         self._share = weights / weights.sum()
 
     def source_of(self, k: int) -> int:
         """Index of the one source of batch k."""
-        return int(np.random.default_rng([self.seed, k]).choice(len(self.sources), p=self._share))
+        # with a third number: NumPy fills seeds up with zeros, and [seed, k] would be the stream of the first clip
+        return int(np.random.default_rng([self.seed, k, CHOICE]).choice(len(self.sources), p=self._share))
 
     def __getitem__(self, index: int) -> Batch:
         k, part = divmod(index, self.parts)

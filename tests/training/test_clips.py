@@ -85,6 +85,21 @@ def test_every_batch_has_one_source_and_sources_come_by_weight() -> None:
         assert (batch.exhaustive, batch.head) == ((False, "") if name == "a" else (True, "coco"))
 
 
+def test_the_choice_of_a_source_says_nothing_of_its_clips() -> None:
+    """NumPy fills seeds up with zeros, so that (seed, batch) and (seed, batch, 0, 0) would be one stream."""
+    schedule = batches()
+    drawn = np.array([schedule.source_of(k) for k in range(2000)])
+    clips = [np.random.default_rng([5, k, 0, 0]) for k in range(2000)]
+    second = np.array([rng.integers(4, size=2)[1] for rng in clips])  # the first one is the item
+    for source in (0, 1):
+        assert np.bincount(second[drawn == source], minlength=4).min() > 0.2 * np.sum(drawn == source)
+
+
+def test_a_source_without_weight_lends_no_cut_outs() -> None:
+    schedule = ClipBatches([Source(Blocks("a"), 1.0), Source(Blocks("b"), 0.0)], CONFIG, seed=5, batch=4)
+    assert [reader.name for reader in schedule.bank.readers] == ["a"]
+
+
 def test_a_batch_depends_on_seed_and_number_only() -> None:
     first, again = batches(), batches()
     assert same(first[7], again[7])  # without having drawn 0..6
