@@ -10,6 +10,7 @@ from ausm.errors import InputError
 from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
+from training.clips import ClipDataError
 from training.loader import Batch
 from training.losses import Criterion
 from training.noise import add_noise
@@ -76,6 +77,7 @@ class ClipLoss(nn.Module):
         outputs = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active, every_layer=True)
         class_ids = batch.class_ids.to(images.device)
         known = batch.head if batch.head in self.model.pixel_decoder.class_heads else ""
+        _check_class_ids(batch, dict(self.model.config.heads).get(known))
         return self.criterion(outputs, targets, class_ids, known, batch.exhaustive, num_masks)
 
     def _backbone(self) -> nn.Module:
@@ -134,6 +136,15 @@ class ClipLoss(nn.Module):
                 marks = marks_from_logits(shown_masks(logits, shown)[own], size)  # l. 19
                 history[b, t + 1, own] = marks & ~history[b, t + 1, after & ~active].any(0)
         return history
+
+
+def _check_class_ids(batch: Batch, classes: int | None) -> None:
+    """A recording's ids have no table to check beforehand: the first one without a class would be taken for "no
+    object", others end in an index error. Raises ClipDataError."""
+    highest = int(batch.class_ids.max()) if classes and batch.class_ids.numel() else -1
+    if classes is not None and highest >= classes:
+        known = f"head {batch.head!r} has the classes 0..{classes - 1}"
+        raise ClipDataError(f"class id {highest} in {batch.sources}: {known}")
 
 
 def _train_only(model: AUSM, pattern: str) -> None:

@@ -85,24 +85,52 @@ RECIPES = {"nano": nano, "swin_t": paper, "swin_b": paper}
 
 
 def override(stage: Stage, settings: Sequence[str]) -> Stage:
-    """`--set a.b=c` on the frozen tree; the value is read as JSON, else as a string. Raises InputError."""
+    """`--set a.b=c` on the frozen tree; the value is read as JSON, for a text as it is. Raises InputError."""
     for setting in settings:
         name, sep, text = setting.partition("=")
         if not sep:
             raise InputError(f"--set {setting!r}: expected name=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        stage = _replace(stage, name.split("."), tuple(value) if isinstance(value, list) else value)
+        stage = _replace(stage, name.split("."), text)
     return stage
 
 
-def _replace(node: object, path: list[str], value: Any) -> Any:
+def _replace(node: object, path: list[str], text: str) -> Any:
     if not is_dataclass(node) or isinstance(node, type):
         raise InputError(f"--set: {'.'.join(path)} of {node!r}, which has no fields")
     names = {f.name for f in fields(node)}
     if path[0] not in names:
         raise InputError(f"--set: {type(node).__name__} has no field {path[0]!r}; fields: {sorted(names)}")
-    inner = value if len(path) == 1 else _replace(getattr(node, path[0]), path[1:], value)
+    old = getattr(node, path[0])
+    inner = _value(path[0], old, text) if len(path) == 1 else _replace(old, path[1:], text)
     return replace(node, **{path[0]: inner})
+
+
+def _value(name: str, old: Any, text: str) -> Any:
+    """`text` as a value of the kind that the field has. Raises InputError: a word for a switch would count as true."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        value = text
+    if isinstance(old, bool):
+        kind, fits = "true or false", isinstance(value, bool)
+    elif isinstance(old, int):
+        value = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3
+        kind, fits = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(old, float):
+        kind, fits = "a number", _is_number(value)
+    elif isinstance(old, tuple):
+        free = name == "decay_at"  # as many as wanted
+        kind = "a list of numbers" if free else f"a list of {len(old)} numbers"
+        fits = isinstance(value, list) and all(map(_is_number, value)) and (free or len(value) == len(old))
+        value = tuple(value) if fits else value
+    else:
+        kind, fits = "null, or its fields one by one", value is None
+    if not fits:
+        raise InputError(f"--set {name}={text}: expected {kind}, as in {name}={json.dumps(old, default=str)}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

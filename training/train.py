@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ausm import weights
 from ausm.checks import check_out_folder
 from ausm.config import PRESETS
-from ausm.errors import AusmError
+from ausm.errors import AusmError, InputError
 from ausm.model import AUSM
 from training.data_config import load_data_config
 from training.pretrained import load_pretrained_backbone
@@ -67,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
             device = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
-            torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    last = args.out / "last.pt"
+    if last.is_file() and not args.resume:
+        raise InputError(f"{last} is a run; --resume goes on with it, another --out begins a new one")
     stage = override(RECIPES[args.preset](args.stage), args.set)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     )
     trainer = Trainer(model.to(device), stage, load_data_config(args.data), config)
     if args.resume:
-        trainer.resume(args.out / "last.pt")
+        trainer.resume(last)
     trainer.run(manifest)
     if distributed:
         dist.destroy_process_group()

@@ -34,6 +34,7 @@ from training.stages import Stage, from_json
 from training.validate import Validation
 
 log = logging.getLogger(__name__)
+MODEL_DRAWS = 1  # marks the seed of what is drawn inside the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Trainer:
         """Goes on from `save`. Raises CheckpointError for a file that cannot be read or trained other parameters."""
         parts = load_run(path)
         before, now = from_json(json.loads(parts["stage"])), self.stage
-        names = [field.name for field in dataclasses.fields(Stage)]
-        changed = sorted(name for name in names if getattr(before, name) != getattr(now, name))
+        fields = [field.name for field in dataclasses.fields(Stage)]
+        changed = sorted(name for name in fields if getattr(before, name) != getattr(now, name))
         then, trained = (
             [len(group["params"]) for group in groups]
             for groups in (parts["optimizer"]["param_groups"], self.optimizer.param_groups)
@@ -122,11 +123,17 @@ class Trainer:
             )
         if changed:
             log.warning("resuming %s with other settings of the stage: %s", path, changed)
+        names = ("lr", "initial_lr", "weight_decay")
+        settings = [{k: group[k] for k in names} for group in self.optimizer.param_groups]
         own = self.model.state_dict()
         self.model.load_state_dict({k: cut_like(v, own[k]) for k, v in parts["model"].items()})
         if self.average and parts["average"]:
             self.average.values = {k: cut_like(v.to(own[k].device), own[k]) for k, v in parts["average"].items()}
+        elif self.average:  # begun with this resume: at the weights as they are now
+            self.average = MovingAverage(self.model, self.stage.ema)
         self.optimizer.load_state_dict(cut_optimizer(parts["optimizer"], self.optimizer))
+        for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(wanted)  # the present stage's, which may differ from the file's
         self.iteration, self.seconds = parts["iteration"], parts["seconds"]
 
     def averaged(self) -> dict[str, Tensor]:
@@ -170,7 +177,8 @@ class Trainer:
         totals: dict[str, float] = {}
         for p, (batch, target) in enumerate(zip(parts, targets, strict=True)):
             # points, stochastic depth, streamed histories draw from the global generator: a seed per part of the batch
-            torch.manual_seed(_mix(seed, self.iteration, self.rank * n + p))
+            # a domain of its own: what the targets drew must not be what decides here
+            torch.manual_seed(_mix(seed, self.iteration, self.rank * n + p, MODEL_DRAWS))
             exchange_gradients(self.wrapped, p == n - 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_config.bf16):
                 terms = self.wrapped(batch, target, self_fed, num_masks)

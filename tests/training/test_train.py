@@ -28,6 +28,7 @@ from ausm.stream import Stream, StreamConfig
 from training import clip_loss as clip_loss_module
 from training import losses, train
 from training.clip_loss import ClipLoss
+from training.clips import ClipDataError
 from training.loader import Batch
 from training.preprocess import Targets, preprocess
 from training.resume import parameter_groups
@@ -95,6 +96,58 @@ def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture
         trainer(tmp_path, dataclasses.replace(STAGE, only="objectness")).resume(tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match=r"another --out begins a new one"):  # a thawed backbone
         trainer(tmp_path, dataclasses.replace(STAGE, backbone_lr_scale=0.1)).resume(tmp_path / "last.pt")
+
+
+def test_a_resumed_run_has_the_settings_it_is_given(tmp_path: Path) -> None:
+    one = trainer(tmp_path, dataclasses.replace(STAGE, ema=0.0))
+    one.step([batch([0, 1])])
+    one.save(tmp_path / "last.pt")
+    again = trainer(tmp_path, dataclasses.replace(STAGE, lr=1e-5, weight_decay=0.3))
+    with torch.no_grad():
+        again.model.X_0.add_(1)  # other weights than the file's
+    again.resume(tmp_path / "last.pt")
+    assert {group["initial_lr"] for group in again.optimizer.param_groups} == {1e-5}
+    assert {group["weight_decay"] for group in again.optimizer.param_groups} == {0.0, 0.3}
+    assert again.average is not None and same(again.average.values, one.model.state_dict())  # begins where the run is
+
+
+def test_a_run_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "last.pt").write_bytes(b"weeks of work")
+    cli = argparse.ArgumentParser()
+    train.add_arguments(cli)
+    args = cli.parse_args(["--stage", "1", "--preset", "nano", "--data", "none.toml", "--out", str(tmp_path)])
+    with pytest.raises(InputError, match=r"last\.pt is a run; --resume goes on with it"):
+        train.run(args)
+    assert (tmp_path / "last.pt").read_bytes() == b"weeks of work" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_loss_draws_other_numbers_than_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed for both would make what a stream shows a function of when its objects are first known."""
+    seeds: list[list[int]] = [[], []]
+    targets, forward = ClipLoss.targets, ClipLoss.forward
+
+    def noted_targets(self: ClipLoss, part: Batch, generator: torch.Generator) -> Targets:
+        seeds[0].append(generator.initial_seed())
+        return targets(self, part, generator)
+
+    def noted_forward(self: ClipLoss, *args: object) -> dict[str, Tensor]:
+        seeds[1].append(torch.initial_seed())
+        return forward(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ClipLoss, "targets", noted_targets)
+    monkeypatch.setattr(ClipLoss, "forward", noted_forward)
+    one = trainer(tmp_path)
+    for _ in range(3):
+        one.step([batch([0]), batch([1])])
+    assert len(set(seeds[0] + seeds[1])) == 12
+
+
+def test_a_class_that_the_head_lacks_is_refused() -> None:
+    clip_loss = ClipLoss(AUSM(tiny_config()), STAGE).train()
+    part = batch([0, 1])._replace(class_ids=torch.tensor([[1, 2], [13, 2]]))
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ClipDataError, match=r"class id 13 in .*squares/1.*: head 'sim' has the classes 0\.\.12"):
+        clip_loss(part, clip_loss.targets(part, generator))
 
 
 def test_a_run_from_before_a_setting_has_its_default() -> None:
@@ -298,6 +351,20 @@ def test_settings_of_the_command_line() -> None:
         override(stage, ["colour=1"])
     with pytest.raises(InputError, match="'lr': expected name=value"):
         override(stage, ["lr"])
+    kinds = override(stage, ["self_fed_stream=True", "iterations=1e3", "only=5", "decay_at=[0.5]", "noise=null"])
+    assert kinds.self_fed_stream is True and kinds.iterations == 1000 and isinstance(kinds.iterations, int)
+    assert (kinds.only, kinds.decay_at, kinds.noise) == ("5", (0.5,), None)
+    for wrong, words in {
+        "self_fed_stream=no": "true or false",  # a text would count as true
+        "loss.quality=1": "true or false",
+        "lr=fast": "a number, as in lr=0.001",
+        "iterations=1.5": "a whole number",
+        "batch=true": "a whole number",
+        "size=[64]": "a list of 2 numbers",
+        "noise=0": "null, or its fields one by one",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            override(stage, [wrong])
     for preset, recipe in RECIPES.items():
         for number in (1, 2, 3):
             assert recipe(number).clip_config().frames == recipe(number).frames, preset
