@@ -211,12 +211,10 @@ class CameraTask:
             self.reset("model_errors")
             return
         self._apply_prompts(next_image=True)
-        output = self.session.stream.current
-        assert output is not None  # a step was made
         report = Report(
             pending.message,
             ready.image,
-            output,
+            self.session.take_output(),
             self.session.snapshot,
             self.counts.take_dropped(),
             pending.received,

@@ -1,6 +1,7 @@
 """The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ from worker_bench import SIZE, Bench, prompt
 from ausm.errors import ImageError
 from ausm.masks import Box
 from ausm.prompts import Shaped
+from ausm.tracks import StepOutput, TrackState
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome
-from ausm_ros.worker import PromptRequest, is_out_of_memory
+from ausm_ros.session import Sighting
+from ausm_ros.worker import PromptRequest, Report, is_out_of_memory
+
+REMOVED, TRACKED = TrackState.REMOVED, TrackState.TRACKED
 
 
 @pytest.fixture
@@ -275,4 +280,72 @@ def test_removal_and_its_outcomes(bench: Bench) -> None:
     future = bench.tasks[0].post(lambda: session.remove([1, 7]))
     bench.worker.notify()
     assert [o.code for o in future.result(10)] == [Code.OK, Code.UNKNOWN_ID]
-    assert session.snapshot.in_use == 1 and set(session.snapshot.sightings) == {2}
+    assert session.snapshot.in_use == 1 and [t.state for t in session.snapshot.tracks] == [TRACKED, REMOVED]
+    bench.show()
+    bench.show()
+    assert set(session.snapshot.sightings) == {2}
+
+
+def states(report: Report) -> dict[int, TrackState]:
+    assert len({t.track_id for t in report.output.tracks}) == len(report.output.tracks)
+    return {t.track_id: t.state for t in report.output.tracks}
+
+
+def test_removed_on_request_is_reported_once_with_the_next_image(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt(), prompt(name="cup")], atomic=True))
+    seen = bench.show()
+    session = bench.tasks[0].session
+    for track_id in (1, 2):  # two requests between the same images
+        bench.tasks[0].post(partial(session.remove, [track_id]))
+    report = bench.show()
+    assert states(report) == {1: REMOVED, 2: REMOVED}
+    assert [t.name for t in report.output.tracks] == ["", "cup"] and not any(t.mask.any() for t in report.output.tracks)
+    assert report.snapshot.sightings[2] == Sighting(seen.snapshot.stamp, seen.snapshot.stamp)
+    assert states(bench.show()) == {}
+
+
+def test_removed_with_an_image_is_not_reported_again_with_the_next(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt(), prompt()], atomic=True))
+    bench.show()
+    stream = bench.streams[0]
+    step = stream.step
+
+    def step_and_give_up(image: np.ndarray) -> StepOutput:
+        step(image)
+        stream.remove([1])
+        assert stream.current is not None
+        return stream.current
+
+    stream.step = step_and_give_up  # type: ignore[method-assign]
+    assert states(bench.show()) == {1: REMOVED, 2: TRACKED}
+    stream.step = step  # type: ignore[method-assign]
+    session = bench.tasks[0].session
+    bench.tasks[0].post(partial(session.remove, [2]))  # the stream lists both as removed now
+    assert states(bench.show()) == {2: REMOVED}
+
+
+def test_an_object_that_gives_way_to_a_prompt_applied_at_once_is_reported(bench: Bench) -> None:
+    stream = bench.streams[0]
+    stream.discover = True
+    stamp = bench.show().snapshot.stamp
+    stream.discover = False
+    start = stream.prompt
+
+    def displace(*prompted: Any) -> list[int]:
+        stream.remove([1])
+        return start(*prompted)
+
+    stream.prompt = displace  # type: ignore[method-assign]
+    request = PromptRequest([prompt()], atomic=True, stamp=stamp)
+    bench.tasks[0].post_prompts(request)
+    bench.worker.notify()
+    assert request.future.result(10).stamp == stamp
+    assert states(bench.show()) == {1: REMOVED, 2: TRACKED} and states(bench.show()) == {2: TRACKED}
+
+
+def test_removals_of_the_old_epoch_are_not_reported_in_the_new_one(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt()], atomic=True))
+    bench.show()
+    bench.tasks[0].post(partial(bench.tasks[0].session.remove, [1]))
+    bench.tasks[0].post(partial(bench.tasks[0].reset, "resets"))
+    assert states(bench.show()) == {}
