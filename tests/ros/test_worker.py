@@ -1,5 +1,7 @@
 """The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -139,6 +141,23 @@ def test_error_in_a_reset_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.put()
     bench.wait(lambda: bench.fatal)
     assert "no reset after an error" in bench.fatal.pop() and not bench.fatal
+
+
+def test_requests_that_are_over_hold_no_masks_while_the_camera_is_silent() -> None:
+    bench = Bench()  # its worker does not run: no image comes
+    task = bench.tasks[0]
+    left = [PromptRequest([prompt()], atomic=True) for _ in range(3)]
+    for request in left:
+        task.post_prompts(request)
+    masks = [weakref.ref(request.prompts[0].mask) for request in left]
+    assert left[1].future.cancel()
+    del request, left[1]
+    gc.collect()
+    assert [m() is None for m in masks] == [False, True, False] and len(task.waiting_prompts) == 2
+    bench.worker.start()
+    bench.show()
+    bench.worker.stop()
+    assert [r.future.result(1).outcomes[0].track_id for r in left] == [1, 2]
 
 
 def test_withdrawn_prompt_leaves_no_trace(bench: Bench) -> None:
