@@ -225,6 +225,8 @@ class Runtime:
         """The node's clock went back by more than a second."""
         for parts in self.cameras.values():
             if parts.camera.clock_jumped() and self.settings.on_time_jump == "reset" and self.active:
+                # before the reset is posted: the worker must find no image of the old time after it
+                parts.counts.drop("too_old", parts.task.mailbox.clear())
                 parts.task.post(partial(parts.task.reset, "time_jumps"))
         self.worker.notify()
 

@@ -183,14 +183,14 @@ class CameraTask:
         if pending is None:
             return
         queue_time = time.monotonic() - pending.received
+        if pending.jump and self.on_time_jump == "reset":  # also if the image turns out to be unreadable
+            self.reset("time_jumps")
         try:
             image = self._decode(pending.message)
         except ImageError as error:
             self.counts.drop("unreadable")
             self._log_error("unreadable", str(error))
             return
-        if pending.jump and self.on_time_jump == "reset":
-            self.reset("time_jumps")
         height, width = image.shape[:2]
         if not self.session.see(height, width, pending.stamp):
             if self.on_size_change == "reject":

@@ -78,6 +78,14 @@ def test_time_jump_resets_or_continues(bench: Bench) -> None:
     assert bench.show(stamp=2, jump=True).snapshot.epoch == epoch + 1
 
 
+def test_time_jump_of_an_unreadable_image_is_not_lost(bench: Bench) -> None:
+    epoch = bench.show().snapshot.epoch
+    bench.put(ImageError("encoding 'x'"), stamp=5, jump=True)
+    bench.wait(lambda: bench.errors)
+    report = bench.show()
+    assert report.snapshot.epoch == epoch + 1 and report.output.frame_index == 0
+
+
 def test_prompt_waits_for_the_next_image_and_comes_back_with_its_stamp(bench: Bench) -> None:
     request = PromptRequest([prompt(name="cup"), prompt()], atomic=True)
     bench.show()

@@ -1,0 +1,54 @@
+"""`Runtime` between cameras, worker and settings, on a scripted stream; the worker runs only where it is started."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+
+from std_msgs.msg import Header
+
+from ausm_ros.messages import to_image, to_time
+from bench.fuzz_rig import Rig
+from bench.scripted_stream import ScriptedStream
+
+SECOND = 10**9
+COUNTS = ("time_jumps", "too_old", "disabled", "processed")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """Active, with one image processed; its worker does not run."""
+    made = Rig(ScriptedStream())
+    made.task.session.see(8, 12, 9 * SECOND)
+    made.task.session.step(np.zeros((8, 12, 3), np.uint8), 9 * SECOND)
+    yield made
+    made.worker.stop()
+    assert not made.fatal and not made.errors
+
+
+def receive(rig: Rig, stamp: int) -> None:
+    rig.camera.receive(to_image(Header(stamp=to_time(stamp)), np.zeros((8, 12, 3), np.uint8)))
+
+
+def test_images_from_before_the_clock_went_back_do_not_enter_the_new_epoch(rig: Rig) -> None:
+    epoch = rig.task.session.epoch
+    receive(rig, 10 * SECOND)
+    rig.runtime.clock_jumped()
+    assert rig.task.mailbox.since() is None
+    receive(rig, SECOND)
+    rig.task.run_calls()
+    rig.task.prepare()
+    ready: Any = rig.task.ready
+    assert ready.pending.stamp == SECOND and rig.task.session.epoch == epoch + 1
+    assert rig.counts.totals(COUNTS) == {"time_jumps": 1, "too_old": 1, "disabled": 0, "processed": 0}
+
+
+def test_a_clock_that_goes_back_drops_nothing_where_the_stream_goes_on(rig: Rig) -> None:
+    rig.runtime.settings = replace(rig.settings, on_time_jump="continue")
+    receive(rig, 10 * SECOND)
+    rig.runtime.clock_jumped()
+    assert rig.task.mailbox.since() is not None
