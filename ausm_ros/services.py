@@ -125,7 +125,7 @@ class Services:
         outcomes = outcomes_if_refused(checked, request.all_or_nothing)
         good = [c for c, o in zip(checked, outcomes, strict=True) if o is None and isinstance(c, ObjectPrompt)]
         if good:
-            queued = PromptRequest(good, request.all_or_nothing, stamp)
+            queued = PromptRequest(good, request.all_or_nothing, stamp, awaited=to_ns(request.wait) > 0)
             parts.task.post_prompts(queued)
             self._wake(runtime, queued.future)
             applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot, parts)
@@ -158,11 +158,11 @@ class Services:
         scene = replace(scene, pinned=scene.pinned + sum(p.track_id == 0 for p in waiting))
         return check_prompts(request.prompts, scene, {p.name for p in waiting if p.name})
 
-    def _applied(
-        self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts
-    ) -> PromptsApplied:
+    def _applied(self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts) -> PromptsApplied:
         """What became of the request: applied, or (wait 0) queued, or withdrawn."""
         number = len(request.prompts)
+        if wait <= 0 and request.future.cancelled():
+            return PromptsApplied([Outcome(Code.NOT_ACTIVE, "the node was deactivated")] * number, 0, snapshot.epoch)
         if wait <= 0:
             return PromptsApplied([Outcome(Code.OK, "queued")] * number, 0, snapshot.epoch)
         try:

@@ -61,6 +61,7 @@ class PromptRequest:
     prompts: list[ObjectPrompt]
     atomic: bool
     stamp: int = 0  # 0 = next image
+    awaited: bool = True  # somebody waits for the outcomes; if not, the log has to tell of a failure
     future: "Future[PromptsApplied]" = field(default_factory=Future)
 
 
@@ -162,7 +163,15 @@ class CameraTask:
                     outcomes = [Outcome(Code.INTERNAL_ERROR, f"{type(error).__name__}: {error}")] * len(request.prompts)
                     self._log_error("prompt", outcomes[0].message)
                 applied = any(o.code == Code.OK for o in outcomes)
-                request.future.set_result(PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
+                self._answer(request, PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
+
+    def _answer(self, request: PromptRequest, answer: PromptsApplied) -> None:
+        bad = [(p, o) for p, o in zip(request.prompts, answer.outcomes, strict=True) if o.code != Code.OK]
+        if bad and not request.awaited:
+            first, outcome = bad[0]
+            which = f"{len(bad)} of {len(request.prompts)} queued prompts not applied: '{first.name}'"
+            self._log_error("queued_prompt", f"{which}: {outcome.code.name}: {outcome.message}")
+        request.future.set_result(answer)
 
     def refuse_waiting(self, code: Code, message: str) -> None:
         """Answers every queued request that can no longer be carried out."""
@@ -174,7 +183,7 @@ class CameraTask:
     def _refuse(self, request: PromptRequest, code: Code, message: str) -> None:
         if request.future.set_running_or_notify_cancel():
             outcomes = [Outcome(code, message)] * len(request.prompts)
-            request.future.set_result(PromptsApplied(outcomes, 0, self.session.epoch))
+            self._answer(request, PromptsApplied(outcomes, 0, self.session.epoch))
 
     def prepare(self) -> None:
         """Takes an image from the mailbox: `ready`, unless there is none that the stream can take."""

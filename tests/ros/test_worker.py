@@ -151,6 +151,26 @@ def test_error_in_a_reset_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     assert "no reset after an error" in bench.fatal.pop() and not bench.fatal
 
 
+def test_a_prompt_that_nobody_waits_for_fails_with_a_line_in_the_log(bench: Bench) -> None:
+    task = bench.tasks[0]
+    bench.show()
+    task.post_prompts(PromptRequest([prompt()] * 5, atomic=True, awaited=False))
+    bench.show()
+    assert not bench.errors
+    again = [prompt(track_id=1), prompt(name="cup"), prompt(name="dish")]
+    task.post_prompts(PromptRequest(again, atomic=False))  # its answer says it
+    bench.show()
+    assert not bench.errors
+    task.post_prompts(PromptRequest(again, atomic=False, awaited=False))
+    bench.show()
+    words = "2 of 3 queued prompts not applied: 'cup': CAPACITY_EXCEEDED: capacity 5, in use 5"
+    assert bench.errors == [("queued_prompt", words)]
+    task.post_prompts(PromptRequest([prompt(name="fork")], atomic=True, stamp=bench.stamp + 10**9, awaited=False))
+    task.post(partial(task.reset, "resets"))
+    bench.show()
+    assert len(bench.errors) == 2 and "1 of 1 queued prompts not applied: 'fork': STALE_STAMP: " in bench.errors[1][1]
+
+
 def test_requests_that_are_over_hold_no_masks_while_the_camera_is_silent() -> None:
     bench = Bench()  # its worker does not run: no image comes
     task = bench.tasks[0]
