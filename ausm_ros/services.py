@@ -116,9 +116,9 @@ class Services:
 
     def _add(self, request: Any, response: Any) -> None:
         runtime = self._active()
-        check_count(request.prompts, runtime.settings.capacity)
         parts = runtime.find(request.camera)
         snapshot = parts.task.session.snapshot
+        check_count(request.prompts, snapshot.capacity)  # the model's, where the parameter asks for more
         response.epoch = snapshot.epoch
         stamp = self._check_stamp(to_ns(request.stamp), parts, snapshot, runtime.settings)
         checked = self._check(request, parts, snapshot, runtime.settings)
@@ -149,10 +149,10 @@ class Services:
 
     def _check(self, request: Any, parts: CameraParts, snapshot: Snapshot, settings: Settings) -> list[Any]:
         waiting = parts.task.waiting_prompts
-        if len(waiting) + len(request.prompts) > settings.capacity:
+        if len(waiting) + len(request.prompts) > snapshot.capacity:
             raise Refusal(
                 Code.TOO_MANY,
-                f"{len(request.prompts)} prompts and {len(waiting)} that wait, at most {settings.capacity} may wait",
+                f"{len(request.prompts)} prompts and {len(waiting)} that wait, at most {snapshot.capacity} may wait",
             )
         scene = snapshot.scene(settings.prompt_min_area)
         scene = replace(scene, pinned=scene.pinned + sum(p.track_id == 0 for p in waiting))

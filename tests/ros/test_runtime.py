@@ -1,6 +1,6 @@
 """`Runtime` between cameras, worker and settings, on a scripted stream; the worker runs only where it is started."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+from ausm_ros.msg import Prompt
+from ausm_ros.srv import AddObjects
+from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
 from ausm_ros.messages import to_image, to_time
@@ -52,3 +55,32 @@ def test_a_clock_that_goes_back_drops_nothing_where_the_stream_goes_on(rig: Rig)
     receive(rig, 10 * SECOND)
     rig.runtime.clock_jumped()
     assert rig.task.mailbox.since() is not None
+
+
+def test_a_parameter_that_the_worker_has_not_taken_up_when_it_stops_is_used_after_the_next_start(rig: Rig) -> None:
+    rig.runtime.change(replace(rig.settings, score_threshold=0.9, discovery=False))
+    restart(rig)
+    options = rig.task.session.stream.options  # type: ignore[attr-defined]
+    assert (options["score_threshold"], options["discover"], options["birth_hits"]) == (0.9, False, 1)
+
+
+def restart(rig: Rig, meanwhile: Callable[[], None] = lambda: None) -> None:
+    rig.camera.subscribe = lambda: None  # type: ignore[method-assign]
+    rig.worker.start = lambda: None  # type: ignore[method-assign]
+    rig.runtime.stop()
+    meanwhile()
+    rig.runtime.start()
+
+
+def test_too_many_names_the_places_that_the_model_has(rig: Rig) -> None:
+    stream = rig.task.session.stream
+    assert (rig.settings.capacity, stream.capacity) == (100, 5)
+    many = AddObjects.Request(prompts=[Prompt(type=Prompt.BOX, box=RegionOfInterest(width=2, height=2))] * 6)
+    answer = rig.answers["add_objects"](many, AddObjects.Response())
+    assert answer.message == "TOO_MANY: 6 prompts in one request, at most 5 are accepted"
+    del many.prompts[3:]
+    assert rig.answers["add_objects"](many, AddObjects.Response()).success
+    answer = rig.answers["add_objects"](many, AddObjects.Response())
+    assert answer.message == "TOO_MANY: 3 prompts and 3 that wait, at most 5 may wait"
+    rig.worker.stop()
+    assert rig.errors.pop("queued_prompt") == 1  # the three that waited, in one line
