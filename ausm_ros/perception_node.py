@@ -51,6 +51,7 @@ from ausm_ros.transport import use_large_shared_memory
 END = 8.0  # seconds to stop in
 REMAP = "camera/image:=/camera/image_raw"  # what nearly every camera needs
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
 
 
 def descriptor(spec: Spec) -> ParameterDescriptor:
@@ -185,8 +186,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             settings = self._settings()
             self._runtime = Runtime(self, settings, self._camera_settings(settings), self._epochs, self._on_fatal)
         except (AusmError, BadParameter, RuntimeError, MemoryError, OSError) as error:
-            self._error = f"not configured: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            self.get_logger().error(self._error)
+            self._tell_error("not configured", error)
             return FAILURE
         finally:
             self._configuring = False
@@ -203,10 +203,18 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribes and starts the worker; a new epoch for every camera."""
         assert self._runtime is not None
-        self._runtime.start()
+        try:
+            self._runtime.start()
+        except Exception as error:  # rclpy would go on to `on_error` without a word
+            self._tell_error("not activated, the node goes back to unconfigured", error)
+            return ERROR
         topics = ", ".join(parts.camera.topic for parts in self._runtime.cameras.values())
         self.get_logger().info(f"active: listening to {topics}")
         return SUCCESS
+
+    def _tell_error(self, what: str, error: Exception) -> None:
+        self._error = f"{what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        self.get_logger().error(self._error)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribes, lets the image in progress finish, keeps the weights."""

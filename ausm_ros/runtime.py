@@ -180,6 +180,8 @@ class Runtime:
     def start(self) -> None:
         """A new epoch for each camera, then images."""
         for parts in self.cameras.values():
+            # put there by a callback that was still running when `stop` cleared it
+            parts.counts.drop("disabled", parts.task.mailbox.clear())
             parts.task.session.new_epoch()
             parts.task.session.configure(**dynamic_values(self.settings))  # `stop` withdraws what was not yet taken up
             parts.camera.enabled = True

@@ -98,3 +98,14 @@ def test_static_parameters_are_free_again_after_a_configure_that_failed(node: Pe
     StandIn.meanwhile = staticmethod(fail)
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert change(node, "capacity", 7) == (True, "")
+
+
+def test_an_error_on_activation_is_told(node: PerceptionNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    log = SimpleNamespace(error=lines.append, info=lambda _: None)
+    monkeypatch.setattr(node, "get_logger", lambda: log)
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    node.trigger_activate()
+    assert lines == ["not activated, the node goes back to unconfigured: qos override 'durabilty' is not known"]
+    assert node._runtime is None and node._error == lines[0]
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS  # so it is unconfigured

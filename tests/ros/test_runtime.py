@@ -64,6 +64,12 @@ def test_a_parameter_that_the_worker_has_not_taken_up_when_it_stops_is_used_afte
     assert (options["score_threshold"], options["discover"], options["birth_hits"]) == (0.9, False, 1)
 
 
+def test_an_image_that_came_while_the_worker_stopped_is_not_one_of_the_next_epoch(rig: Rig) -> None:
+    restart(rig, lambda: receive(rig, 10 * SECOND))
+    assert rig.task.mailbox.since() is None
+    assert rig.counts.totals(COUNTS) == {"time_jumps": 0, "too_old": 0, "disabled": 1, "processed": 0}
+
+
 def restart(rig: Rig, meanwhile: Callable[[], None] = lambda: None) -> None:
     rig.camera.subscribe = lambda: None  # type: ignore[method-assign]
     rig.worker.start = lambda: None  # type: ignore[method-assign]
