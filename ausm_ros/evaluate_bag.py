@@ -120,8 +120,7 @@ def evaluate(evaluation: Evaluation, out: Path) -> tuple[Run, BagScorer | None]:
             if starter and known is not None:
                 starter.start(session, frame.index, known)
             seconds = time.monotonic() - started
-            output = session.stream.current
-            assert output is not None  # a step was made
+            output = session.take_output()
             message = to_instance_array(_report_of(frame, output, session, started, seconds), CAMERA, seconds)
             bag.write(serialize_message(message), frame.stamp_ns)
             digest.add(message)

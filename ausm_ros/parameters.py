@@ -94,7 +94,13 @@ SPECS = (
         low=0.0,
         high=1.0,
     ),
-    Spec("capacity", 100, "Most objects of one camera at a time.", low=1, high=4096),
+    Spec(
+        "capacity",
+        100,
+        "Most objects of one camera at a time; the model may have room for fewer (the released ones: 100).",
+        low=1,
+        high=4096,
+    ),
     Spec("birth_hits", 1, "Frames an object must be seen in before it is TRACKED.", dynamic=True, low=1, high=1000),
     Spec(
         "max_missed",

@@ -51,6 +51,7 @@ from ausm_ros.transport import use_large_shared_memory
 END = 8.0  # seconds to stop in
 REMAP = "camera/image:=/camera/image_raw"  # what nearly every camera needs
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
 
 
 def descriptor(spec: Spec) -> ParameterDescriptor:
@@ -79,12 +80,15 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._epochs: dict[str, int] = {}
         self._error = ""
         self._transition = threading.Lock()
+        self._configuring = False
+        self._applying = threading.Lock()  # the last to hold it brings the newest values
         self._declare(SPECS)
         for camera in self._settings().cameras:
             self._declare(camera_specs(camera))
             make_camera_settings(camera, self._values())
         self._warn_of_unknown_parameters()
-        self.add_on_set_parameters_callback(self._on_parameters)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
         self._service_change_state.callback = self._answer_change_state(self._service_change_state.callback)
         self._services_of_ours = Services(self, lambda: self._runtime, self._set_discovery)
         timers = MutuallyExclusiveCallbackGroup()
@@ -132,20 +136,24 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self._declare(camera_specs(camera))
         return [make_camera_settings(camera, self._values()) for camera in settings.cameras]
 
-    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        changes = {}
+    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes, fixed = {}, self._configuring or self._runtime is not None
         try:
             for parameter in parameters:
                 if spec := self._specs.get(parameter.name):
                     value = parameter.value
                     value = list(value) if hasattr(value, "typecode") else value
-                    changes[parameter.name] = check_change(spec, value, self._runtime is not None)
-            settings = self._settings(**changes)
+                    changes[parameter.name] = check_change(spec, value, fixed)
+            self._settings(**changes)
         except BadParameter as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if changes and self._runtime is not None:
-            self._runtime.change(settings)
         return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, parameters: list[Parameter]) -> None:
+        """The runtime takes over what is set now; while it is still being made, `on_configure` does this at the end."""
+        with self._applying:
+            if self._runtime is not None and any(p.name in self._specs for p in parameters):
+                self._runtime.change(self._settings())
 
     def _set_discovery(self, discover: bool) -> str:
         result = self.set_parameters([Parameter("discovery", value=bool(discover))])[0]
@@ -173,13 +181,17 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks the parameters, loads the weights, warms up, makes the publishers."""
+        self._configuring = True
         try:
             settings = self._settings()
             self._runtime = Runtime(self, settings, self._camera_settings(settings), self._epochs, self._on_fatal)
         except (AusmError, BadParameter, RuntimeError, MemoryError, OSError) as error:
-            self._error = f"not configured: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            self.get_logger().error(self._error)
+            self._tell_error("not configured", error)
             return FAILURE
+        finally:
+            self._configuring = False
+        with self._applying:  # what was changed since it began, seconds ago
+            self._runtime.change(self._settings())
         self._error = ""
         values = self._runtime.model_values
         self.get_logger().info(
@@ -191,10 +203,18 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribes and starts the worker; a new epoch for every camera."""
         assert self._runtime is not None
-        self._runtime.start()
+        try:
+            self._runtime.start()
+        except Exception as error:  # rclpy would go on to `on_error` without a word
+            self._tell_error("not activated, the node goes back to unconfigured", error)
+            return ERROR
         topics = ", ".join(parts.camera.topic for parts in self._runtime.cameras.values())
         self.get_logger().info(f"active: listening to {topics}")
         return SUCCESS
+
+    def _tell_error(self, what: str, error: Exception) -> None:
+        self._error = f"{what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        self.get_logger().error(self._error)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribes, lets the image in progress finish, keeps the weights."""

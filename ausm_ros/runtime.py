@@ -58,16 +58,15 @@ def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
     return model, {"checkpoint": name, "sha256": digest, "device": str(device)}
 
 
+def dynamic_values(settings: Settings) -> dict[str, Any]:
+    """Fields of the streams' configuration that may change while they run."""
+    names = ("score_threshold", "prompt_threshold", "birth_hits", "max_missed", "dedupe_iou")
+    return {"discover": settings.discovery} | {name: getattr(settings, name) for name in names}
+
+
 def stream_config(settings: Settings) -> "ausm.StreamConfig":
     return ausm.StreamConfig(
-        discover=settings.discovery,
-        score_threshold=settings.score_threshold,
-        prompt_threshold=settings.prompt_threshold,
-        capacity=settings.capacity,
-        birth_hits=settings.birth_hits,
-        max_missed=settings.max_missed,
-        dedupe_iou=settings.dedupe_iou,
-        short_side=settings.input_short_side or None,
+        capacity=settings.capacity, short_side=settings.input_short_side or None, **dynamic_values(settings)
     )
 
 
@@ -111,6 +110,9 @@ class Runtime:
         sessions = {c.name: Session(make_stream, epochs.get(c.name, unused), settings.prompt_history) for c in cameras}
         self.model_values["precision"] = next(iter(sessions.values())).stream.precision  # what auto has chosen
         order = list(sessions.values())
+        if settings.capacity > (most := order[0].stream.capacity):
+            words = f"capacity {settings.capacity} is more than the model has ID vectors: {most} objects at a time"
+            node.get_logger().warning(words)
         together = settings.batch and gains_together([session.stream for session in order])
         for group in groups_to_warm(order, together):
             self._warm_up(group)
@@ -178,7 +180,10 @@ class Runtime:
     def start(self) -> None:
         """A new epoch for each camera, then images."""
         for parts in self.cameras.values():
+            # put there by a callback that was still running when `stop` cleared it
+            parts.counts.drop("disabled", parts.task.mailbox.clear())
             parts.task.session.new_epoch()
+            parts.task.session.configure(**dynamic_values(self.settings))  # `stop` withdraws what was not yet taken up
             parts.camera.enabled = True
         self.worker.start()
         self.active = True
@@ -206,10 +211,7 @@ class Runtime:
     def change(self, settings: Settings) -> None:
         """Takes over dynamic parameters: at once where they concern messages, before the next image in the model."""
         old, self.settings = self.settings, settings
-        names = ("score_threshold", "prompt_threshold", "birth_hits", "max_missed", "dedupe_iou")
-        values: dict[str, Any] = {n: getattr(settings, n) for n in names if getattr(settings, n) != getattr(old, n)}
-        if settings.discovery != old.discovery:
-            values["discover"] = settings.discovery
+        values = dict(dynamic_values(settings).items() - dynamic_values(old).items())
         for parts in self.cameras.values():
             self._apply_policies(parts)
             if values:
@@ -225,6 +227,8 @@ class Runtime:
         """The node's clock went back by more than a second."""
         for parts in self.cameras.values():
             if parts.camera.clock_jumped() and self.settings.on_time_jump == "reset" and self.active:
+                # before the reset is posted: the worker must find no image of the old time after it
+                parts.counts.drop("too_old", parts.task.mailbox.clear())
                 parts.task.post(partial(parts.task.reset, "time_jumps"))
         self.worker.notify()
 

@@ -116,16 +116,16 @@ class Services:
 
     def _add(self, request: Any, response: Any) -> None:
         runtime = self._active()
-        check_count(request.prompts, runtime.settings.capacity)
         parts = runtime.find(request.camera)
         snapshot = parts.task.session.snapshot
+        check_count(request.prompts, snapshot.capacity)  # the model's, where the parameter asks for more
         response.epoch = snapshot.epoch
         stamp = self._check_stamp(to_ns(request.stamp), parts, snapshot, runtime.settings)
         checked = self._check(request, parts, snapshot, runtime.settings)
         outcomes = outcomes_if_refused(checked, request.all_or_nothing)
         good = [c for c, o in zip(checked, outcomes, strict=True) if o is None and isinstance(c, ObjectPrompt)]
         if good:
-            queued = PromptRequest(good, request.all_or_nothing, stamp)
+            queued = PromptRequest(good, request.all_or_nothing, stamp, awaited=to_ns(request.wait) > 0)
             parts.task.post_prompts(queued)
             self._wake(runtime, queued.future)
             applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot, parts)
@@ -149,20 +149,20 @@ class Services:
 
     def _check(self, request: Any, parts: CameraParts, snapshot: Snapshot, settings: Settings) -> list[Any]:
         waiting = parts.task.waiting_prompts
-        if len(waiting) + len(request.prompts) > settings.capacity:
+        if len(waiting) + len(request.prompts) > snapshot.capacity:
             raise Refusal(
                 Code.TOO_MANY,
-                f"{len(request.prompts)} prompts and {len(waiting)} that wait, at most {settings.capacity} may wait",
+                f"{len(request.prompts)} prompts and {len(waiting)} that wait, at most {snapshot.capacity} may wait",
             )
         scene = snapshot.scene(settings.prompt_min_area)
         scene = replace(scene, pinned=scene.pinned + sum(p.track_id == 0 for p in waiting))
         return check_prompts(request.prompts, scene, {p.name for p in waiting if p.name})
 
-    def _applied(
-        self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts
-    ) -> PromptsApplied:
+    def _applied(self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts) -> PromptsApplied:
         """What became of the request: applied, or (wait 0) queued, or withdrawn."""
         number = len(request.prompts)
+        if wait <= 0 and request.future.cancelled():
+            return PromptsApplied([Outcome(Code.NOT_ACTIVE, "the node was deactivated")] * number, 0, snapshot.epoch)
         if wait <= 0:
             return PromptsApplied([Outcome(Code.OK, "queued")] * number, 0, snapshot.epoch)
         try:

@@ -67,6 +67,7 @@ class Session:
         self._size: tuple[int, int] | None = None
         self._stamp = 0
         self._sightings: dict[int, Sighting] = {}
+        self._unreported: dict[int, Track] = {}  # removed since the last `take_output`; replaced, never altered
         self.snapshot = Snapshot()
         self._publish_snapshot()
 
@@ -76,6 +77,7 @@ class Session:
         self.history.clear()
         self.epoch += 1
         self._size, self._stamp, self._sightings = None, 0, {}
+        self._unreported = {}  # ids of the old epoch mean nothing in the new one
         self._publish_snapshot()
         return self.epoch
 
@@ -99,6 +101,17 @@ class Session:
         self._note()
         return output
 
+    def take_output(self) -> StepOutput:
+        """The tracks at the last stepped image, and as REMOVED, once, each object that went since the last call.
+
+        The stream forgets at a step what was removed between it and the one before: nothing was published in between.
+        """
+        output = self.stream.current
+        assert output is not None  # a step was made
+        removed, self._unreported = self._unreported, {}
+        present = (t for t in output.tracks if t.state != TrackState.REMOVED)
+        return output._replace(tracks=(*present, *removed.values()))
+
     def _remember(self, image: np.ndarray) -> None:
         if self.history.on:
             state, size = self.stream.state_dict(), self.stream.state_bytes + image.nbytes
@@ -119,8 +132,8 @@ class Session:
         known = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
         if len(moments) < 2:
             return self.prompt(prompts, atomic), self._stamp
-        present, sightings, now = self.stream.state_dict(), self._sightings, self._stamp
-        issued = self.stream.ids_issued
+        present, snapshot, issued = self.stream.state_dict(), self.snapshot, self.stream.ids_issued
+        sightings, now, unreported = self._sightings, self._stamp, self._unreported
         self.stream.load_state_dict(moments[0].state)
         if self.stream.ids_issued == issued:  # else the prompt would take an id that was given out since
             self._stamp = moments[0].stamp
@@ -133,10 +146,11 @@ class Session:
                     self._remember(moment.image)
                     self._note()
                 after = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
-                if known <= after:
+                if known <= after and all(i > issued for i, _ in after - known):  # an id that ended stays so
+                    self._unreported = unreported  # what went on the way is told already, or was never seen
                     return outcomes, moments[0].stamp
         self.stream.load_state_dict(present)
-        self._sightings, self._stamp = sightings, now
+        self._sightings, self._stamp, self._unreported, self.snapshot = sightings, now, unreported, snapshot
         return self.prompt(prompts, atomic), now
 
     def _prompt_now(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
@@ -222,12 +236,16 @@ class Session:
         return self.stream.current.tracks if self.stream.current is not None else ()
 
     def _note(self) -> tuple[Track, ...]:
-        """Stamps of first and last sight for the present tracks, and nothing for those that are gone."""
+        """Takes down what is newly removed, and stamps of first and last sight until an object's end is reported."""
         tracks = self._tracks()
-        sightings = {}
+        noted = {t.track_id for t in self.snapshot.tracks if t.state == TrackState.REMOVED}
+        gone = {t.track_id: t for t in tracks if t.state == TrackState.REMOVED and t.track_id not in noted}
+        self._unreported = self._unreported | gone
+        sightings = {i: self._sightings[i] for i in self._unreported if i in self._sightings}
         for track in tracks:
             known = self._sightings.get(track.track_id, Sighting(self._stamp, self._stamp))
-            sightings[track.track_id] = known._replace(last=self._stamp) if track.frames_since_seen == 0 else known
+            seen = track.frames_since_seen == 0 and track.state != TrackState.REMOVED
+            sightings[track.track_id] = known._replace(last=self._stamp) if seen else known
         self._sightings = sightings
         self._publish_snapshot()
         return tracks

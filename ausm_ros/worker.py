@@ -61,6 +61,7 @@ class PromptRequest:
     prompts: list[ObjectPrompt]
     atomic: bool
     stamp: int = 0  # 0 = next image
+    awaited: bool = True  # somebody waits for the outcomes; if not, the log has to tell of a failure
     future: "Future[PromptsApplied]" = field(default_factory=Future)
 
 
@@ -91,7 +92,8 @@ class CameraTask:
         self._publish = publish
         self._log_error, self._log_event = log_error, log_event
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._prompts: deque[PromptRequest] = deque()
+        self._prompts: tuple[PromptRequest, ...] = ()  # replaced as a whole: any thread may read it
+        self._prompts_lock = threading.Lock()  # held to replace it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,7 +103,7 @@ class CameraTask:
     @property
     def waiting_prompts(self) -> list[ObjectPrompt]:
         """Objects that services have queued and no image has taken up yet."""
-        return [p for request in list(self._prompts) if not request.future.done() for p in request.prompts]
+        return [p for request in self._prompts if not request.future.done() for p in request.prompts]
 
     def post(self, call: Callable[[], Any]) -> "Future[Any]":
         """Runs `call` in the worker before the next image."""
@@ -110,7 +112,21 @@ class CameraTask:
         return future
 
     def post_prompts(self, request: PromptRequest) -> None:
-        self._prompts.append(request)
+        with self._prompts_lock:
+            self._prompts += (request,)
+        # one that is withdrawn would hold its masks until the next image, and the camera may be silent
+        request.future.add_done_callback(lambda _: self._drop_finished())
+
+    def _drop_finished(self) -> None:
+        with self._prompts_lock:
+            self._prompts = tuple(r for r in self._prompts if not r.future.done())
+
+    def _take_prompts(self, wanted: Callable[[PromptRequest], bool]) -> list[PromptRequest]:
+        """Takes these requests out of the queue, in their order."""
+        with self._prompts_lock:
+            taken = [r for r in self._prompts if wanted(r)]
+            self._prompts = tuple(r for r in self._prompts if r not in taken)
+        return taken
 
     def has_work(self) -> bool:
         return bool(self._calls) or self.mailbox.since() is not None or self._prompt_is_due()
@@ -130,17 +146,13 @@ class CameraTask:
     def _prompt_is_due(self) -> bool:
         """A prompt names exactly the image the session stands on, so need not wait for another."""
         stamp = self.session.snapshot.stamp
-        return stamp > 0 and any(0 < r.stamp <= stamp and not r.future.done() for r in list(self._prompts))
+        return stamp > 0 and any(0 < r.stamp <= stamp and not r.future.done() for r in self._prompts)
 
     def _apply_prompts(self, next_image: bool = False) -> None:
         """Applies the requests whose time has come to the image the session stands on."""
         snapshot = self.session.snapshot
-        for _ in range(len(self._prompts)):
-            request = self._prompts.popleft()
-            due = next_image if request.stamp == 0 else request.stamp <= snapshot.stamp
-            if not due:
-                self._prompts.append(request)
-            elif request.future.set_running_or_notify_cancel():
+        for request in self._take_prompts(lambda r: next_image if r.stamp == 0 else r.stamp <= snapshot.stamp):
+            if request.future.set_running_or_notify_cancel():
                 stamp = snapshot.stamp
                 try:
                     if 0 < request.stamp < stamp:
@@ -151,19 +163,27 @@ class CameraTask:
                     outcomes = [Outcome(Code.INTERNAL_ERROR, f"{type(error).__name__}: {error}")] * len(request.prompts)
                     self._log_error("prompt", outcomes[0].message)
                 applied = any(o.code == Code.OK for o in outcomes)
-                request.future.set_result(PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
+                self._answer(request, PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
+
+    def _answer(self, request: PromptRequest, answer: PromptsApplied) -> None:
+        bad = [(p, o) for p, o in zip(request.prompts, answer.outcomes, strict=True) if o.code != Code.OK]
+        if bad and not request.awaited:
+            first, outcome = bad[0]
+            which = f"{len(bad)} of {len(request.prompts)} queued prompts not applied: '{first.name}'"
+            self._log_error("queued_prompt", f"{which}: {outcome.code.name}: {outcome.message}")
+        request.future.set_result(answer)
 
     def refuse_waiting(self, code: Code, message: str) -> None:
         """Answers every queued request that can no longer be carried out."""
-        while self._prompts:
-            self._refuse(self._prompts.popleft(), code, message)
+        for request in self._take_prompts(lambda _: True):
+            self._refuse(request, code, message)
         while self._calls:
             self._calls.popleft()[1].cancel()
 
     def _refuse(self, request: PromptRequest, code: Code, message: str) -> None:
         if request.future.set_running_or_notify_cancel():
             outcomes = [Outcome(code, message)] * len(request.prompts)
-            request.future.set_result(PromptsApplied(outcomes, 0, self.session.epoch))
+            self._answer(request, PromptsApplied(outcomes, 0, self.session.epoch))
 
     def prepare(self) -> None:
         """Takes an image from the mailbox: `ready`, unless there is none that the stream can take."""
@@ -172,14 +192,14 @@ class CameraTask:
         if pending is None:
             return
         queue_time = time.monotonic() - pending.received
+        if pending.jump and self.on_time_jump == "reset":  # also if the image turns out to be unreadable
+            self.reset("time_jumps")
         try:
             image = self._decode(pending.message)
         except ImageError as error:
             self.counts.drop("unreadable")
             self._log_error("unreadable", str(error))
             return
-        if pending.jump and self.on_time_jump == "reset":
-            self.reset("time_jumps")
         height, width = image.shape[:2]
         if not self.session.see(height, width, pending.stamp):
             if self.on_size_change == "reject":
@@ -211,12 +231,10 @@ class CameraTask:
             self.reset("model_errors")
             return
         self._apply_prompts(next_image=True)
-        output = self.session.stream.current
-        assert output is not None  # a step was made
         report = Report(
             pending.message,
             ready.image,
-            output,
+            self.session.take_output(),
             self.session.snapshot,
             self.counts.take_dropped(),
             pending.received,
@@ -242,8 +260,7 @@ class CameraTask:
         forgotten = self.session.snapshot.in_use
         epoch = self.session.new_epoch()
         self._log_event(event, f"epoch {epoch} begins ({event}), {forgotten} objects are forgotten")
-        for request in [r for r in self._prompts if r.stamp]:
-            self._prompts.remove(request)
+        for request in self._take_prompts(lambda r: r.stamp != 0):
             self._refuse(request, Code.STALE_STAMP, f"a new epoch began before an image of stamp {request.stamp} ns")
         return epoch
 

@@ -43,6 +43,7 @@ class Rig:
         )
         runtime: Any = Runtime.__new__(Runtime)  # what it loads and publishes is not under test here
         runtime.settings, runtime.active, runtime.worker = self.settings, True, self.worker
+        runtime._epochs = {}
         parts: Any = CameraParts(self.camera, self.task, SimpleNamespace(), self.counts)  # type: ignore[arg-type]
         runtime.cameras = {"camera": parts}
         self.runtime = runtime

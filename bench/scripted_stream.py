@@ -28,6 +28,7 @@ class ScriptedStream:
 
     def reset(self) -> None:
         self._tracks: dict[int, Track] = {}
+        self._removed: list[Track] = []  # since the last step
         self._size: tuple[int, int] | None = None
         self.frame_index, self.ids_issued = -1, 0
         self.current: StepOutput | None = None
@@ -38,7 +39,7 @@ class ScriptedStream:
 
     def _output(self) -> StepOutput:
         height, width = self._size or (0, 0)
-        self.current = StepOutput(max(0, self.frame_index), height, width, tuple(self._tracks.values()))
+        self.current = StepOutput(max(0, self.frame_index), height, width, (*self._tracks.values(), *self._removed))
         return self.current
 
     def step(self, image: np.ndarray) -> StepOutput:
@@ -49,6 +50,7 @@ class ScriptedStream:
             raise SizeError(f"image {image.shape[:2]}, stream {self._size}")
         self._size = image.shape[:2]
         self.frame_index += 1
+        self._removed = []
         for key, track in self._tracks.items():
             score = math.nan if self.nan else track.score
             self._tracks[key] = track._replace(age=track.age + 1, last_frame=self.frame_index, score=score)
@@ -88,14 +90,15 @@ class ScriptedStream:
             if track_id not in self._tracks:
                 raise UnknownIdError(f"no live object {track_id}")
         for track_id in ids:
-            del self._tracks[track_id]
+            track = self._tracks.pop(track_id)
+            self._removed.append(track._replace(mask=np.zeros_like(track.mask), state=TrackState.REMOVED))
         self._output()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tracks": dict(self._tracks)}
+        return {**self.__dict__, "_tracks": dict(self._tracks), "_removed": list(self._removed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "_tracks": dict(state["_tracks"])})
+        self.__dict__.update({**state, "_tracks": dict(state["_tracks"]), "_removed": list(state["_removed"])})
 
     def absorb(self) -> None:
         """Nothing to do ahead of time."""

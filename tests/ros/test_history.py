@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ausm
+from ausm.tracks import StepOutput, TrackState
 from ausm_ros.history import MAX_BYTES, History, Moment
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.session import Session
@@ -122,6 +123,48 @@ def test_removed_objects_do_not_come_back() -> None:
     made.step(np.zeros((*SIZE, 3), np.uint8), 8 * SECOND)
     _, stamp = made.prompt_at(6 * SECOND, [square(30)], atomic=True)
     assert stamp == 8 * SECOND and [t.track_id for t in made.snapshot.tracks] == [2]
+
+
+class Mortal(ScriptedStream):
+    """Its object 1 dies on the image of index 2, unless it is object 2 that keeps it alive."""
+
+    def step(self, image: np.ndarray) -> StepOutput:
+        output = super().step(image)
+        if self.frame_index == 2 and 2 not in self._tracks and 1 in self._tracks:
+            self.remove([1])
+        return self.current or output
+
+
+def test_an_id_that_ended_does_not_live_again_and_its_end_is_told_once() -> None:
+    stream: Any = Mortal()
+    made, image = Session(lambda: stream, history=5.0), np.zeros((*SIZE, 3), np.uint8)
+    made.new_epoch()
+    told = []
+    for k in range(1, 6):
+        made.see(*SIZE, k * SECOND)
+        made.step(image, k * SECOND)
+        if k == 1:
+            made.prompt([square()], atomic=True)
+        told += [t.track_id for t in made.take_output().tracks if t.state == TrackState.REMOVED]
+    assert told == [1]
+    _, stamp = made.prompt_at(2 * SECOND, [square(30)], atomic=True)  # run again from there, 1 would not die
+    assert stamp == 5 * SECOND
+    made.step(image, 6 * SECOND)
+    assert [(t.track_id, t.state) for t in made.take_output().tracks] == [(2, TrackState.TRACKED)]
+
+
+def test_removed_before_a_late_prompt_is_still_told() -> None:
+    made, _ = scripted()
+    made.prompt([square()], atomic=True)
+    made.take_output()
+    made.remove([1])
+    for k in (5, 6, 7):
+        made.step(np.zeros((*SIZE, 3), np.uint8), k * SECOND)
+    outcomes, stamp = made.prompt_at(6 * SECOND, [square(30)], atomic=True)
+    assert (stamp, outcomes[0].track_id) == (6 * SECOND, 2)
+    assert [(t.track_id, t.state) for t in made.take_output().tracks] == [
+        (2, TrackState.TRACKED), (1, TrackState.REMOVED)
+    ]  # fmt: skip
 
 
 def test_failed_replay_changes_nothing_but_the_present() -> None:

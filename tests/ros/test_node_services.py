@@ -88,8 +88,9 @@ def test_id_lives_on_and_is_never_used_again(camera: Robot) -> None:
     for _ in range(3):
         assert [i.track_id for i in camera.show().instances] == [first]
     assert camera.remove(first).success
-    message = camera.show()
-    assert all(i.state == Instance.STATE_REMOVED for i in message.instances)
+    [instance] = camera.show().instances
+    assert (instance.track_id, instance.state, instance.area) == (first, Instance.STATE_REMOVED, 0)
+    assert list(camera.show().instances) == []  # sent once
     second = camera.add_and_show(mask_prompt()).results[0].track_id
     assert second > first
 

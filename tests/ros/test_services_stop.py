@@ -16,13 +16,13 @@ from sensor_msgs.msg import RegionOfInterest
 from bench.fuzz_rig import Rig
 from bench.scripted_stream import ScriptedStream
 
+BOX = RegionOfInterest(width=20, height=20)
 REQUESTS = {
     "add_objects": (
-        AddObjects.Request(
-            prompts=[Prompt(type=Prompt.BOX, box=RegionOfInterest(width=20, height=20))], wait=Duration(sec=50)
-        ),
+        AddObjects.Request(prompts=[Prompt(type=Prompt.BOX, box=BOX)], wait=Duration(sec=50)),
         AddObjects.Response,
     ),
+    "queued": (AddObjects.Request(prompts=[Prompt(type=Prompt.BOX, box=BOX)]), AddObjects.Response),
     "remove_objects": (RemoveObjects.Request(track_ids=[1]), RemoveObjects.Response),
     "reset": (Reset.Request(), Reset.Response),
 }
@@ -45,6 +45,7 @@ def test_is_refused_at_once(name: str) -> None:
 
     rig.task.post, rig.task.post_prompts = stopped_before(post), stopped_before(post_prompts)  # type: ignore[method-assign]
     request, make = REQUESTS[name]
+    name = "add_objects" if name == "queued" else name
     start = time.monotonic()
     answer = rig.answers[name](request, make())
     assert not answer.success and "NOT_ACTIVE" in answer.message and "deactivated" in answer.message, answer

@@ -1,6 +1,9 @@
 """The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
 
+import gc
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,12 @@ from worker_bench import SIZE, Bench, prompt
 from ausm.errors import ImageError
 from ausm.masks import Box
 from ausm.prompts import Shaped
+from ausm.tracks import StepOutput, TrackState
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome
-from ausm_ros.worker import PromptRequest, is_out_of_memory
+from ausm_ros.session import Sighting
+from ausm_ros.worker import PromptRequest, Report, is_out_of_memory
+
+REMOVED, TRACKED = TrackState.REMOVED, TrackState.TRACKED
 
 
 @pytest.fixture
@@ -69,6 +76,14 @@ def test_time_jump_resets_or_continues(bench: Bench) -> None:
     assert report.snapshot.epoch == epoch + 1 and report.output.frame_index == 0
     bench.tasks[0].on_time_jump = "continue"
     assert bench.show(stamp=2, jump=True).snapshot.epoch == epoch + 1
+
+
+def test_time_jump_of_an_unreadable_image_is_not_lost(bench: Bench) -> None:
+    epoch = bench.show().snapshot.epoch
+    bench.put(ImageError("encoding 'x'"), stamp=5, jump=True)
+    bench.wait(lambda: bench.errors)
+    report = bench.show()
+    assert report.snapshot.epoch == epoch + 1 and report.output.frame_index == 0
 
 
 def test_prompt_waits_for_the_next_image_and_comes_back_with_its_stamp(bench: Bench) -> None:
@@ -134,6 +149,43 @@ def test_error_in_a_reset_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.put()
     bench.wait(lambda: bench.fatal)
     assert "no reset after an error" in bench.fatal.pop() and not bench.fatal
+
+
+def test_a_prompt_that_nobody_waits_for_fails_with_a_line_in_the_log(bench: Bench) -> None:
+    task = bench.tasks[0]
+    bench.show()
+    task.post_prompts(PromptRequest([prompt()] * 5, atomic=True, awaited=False))
+    bench.show()
+    assert not bench.errors
+    again = [prompt(track_id=1), prompt(name="cup"), prompt(name="dish")]
+    task.post_prompts(PromptRequest(again, atomic=False))  # its answer says it
+    bench.show()
+    assert not bench.errors
+    task.post_prompts(PromptRequest(again, atomic=False, awaited=False))
+    bench.show()
+    words = "2 of 3 queued prompts not applied: 'cup': CAPACITY_EXCEEDED: capacity 5, in use 5"
+    assert bench.errors == [("queued_prompt", words)]
+    task.post_prompts(PromptRequest([prompt(name="fork")], atomic=True, stamp=bench.stamp + 10**9, awaited=False))
+    task.post(partial(task.reset, "resets"))
+    bench.show()
+    assert len(bench.errors) == 2 and "1 of 1 queued prompts not applied: 'fork': STALE_STAMP: " in bench.errors[1][1]
+
+
+def test_requests_that_are_over_hold_no_masks_while_the_camera_is_silent() -> None:
+    bench = Bench()  # its worker does not run: no image comes
+    task = bench.tasks[0]
+    left = [PromptRequest([prompt()], atomic=True) for _ in range(3)]
+    for request in left:
+        task.post_prompts(request)
+    masks = [weakref.ref(request.prompts[0].mask) for request in left]
+    assert left[1].future.cancel()
+    del request, left[1]
+    gc.collect()
+    assert [m() is None for m in masks] == [False, True, False] and len(task.waiting_prompts) == 2
+    bench.worker.start()
+    bench.show()
+    bench.worker.stop()
+    assert [r.future.result(1).outcomes[0].track_id for r in left] == [1, 2]
 
 
 def test_withdrawn_prompt_leaves_no_trace(bench: Bench) -> None:
@@ -275,4 +327,72 @@ def test_removal_and_its_outcomes(bench: Bench) -> None:
     future = bench.tasks[0].post(lambda: session.remove([1, 7]))
     bench.worker.notify()
     assert [o.code for o in future.result(10)] == [Code.OK, Code.UNKNOWN_ID]
-    assert session.snapshot.in_use == 1 and set(session.snapshot.sightings) == {2}
+    assert session.snapshot.in_use == 1 and [t.state for t in session.snapshot.tracks] == [TRACKED, REMOVED]
+    bench.show()
+    bench.show()
+    assert set(session.snapshot.sightings) == {2}
+
+
+def states(report: Report) -> dict[int, TrackState]:
+    assert len({t.track_id for t in report.output.tracks}) == len(report.output.tracks)
+    return {t.track_id: t.state for t in report.output.tracks}
+
+
+def test_removed_on_request_is_reported_once_with_the_next_image(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt(), prompt(name="cup")], atomic=True))
+    seen = bench.show()
+    session = bench.tasks[0].session
+    for track_id in (1, 2):  # two requests between the same images
+        bench.tasks[0].post(partial(session.remove, [track_id]))
+    report = bench.show()
+    assert states(report) == {1: REMOVED, 2: REMOVED}
+    assert [t.name for t in report.output.tracks] == ["", "cup"] and not any(t.mask.any() for t in report.output.tracks)
+    assert report.snapshot.sightings[2] == Sighting(seen.snapshot.stamp, seen.snapshot.stamp)
+    assert states(bench.show()) == {}
+
+
+def test_removed_with_an_image_is_not_reported_again_with_the_next(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt(), prompt()], atomic=True))
+    bench.show()
+    stream = bench.streams[0]
+    step = stream.step
+
+    def step_and_give_up(image: np.ndarray) -> StepOutput:
+        step(image)
+        stream.remove([1])
+        assert stream.current is not None
+        return stream.current
+
+    stream.step = step_and_give_up  # type: ignore[method-assign]
+    assert states(bench.show()) == {1: REMOVED, 2: TRACKED}
+    stream.step = step  # type: ignore[method-assign]
+    session = bench.tasks[0].session
+    bench.tasks[0].post(partial(session.remove, [2]))  # the stream lists both as removed now
+    assert states(bench.show()) == {2: REMOVED}
+
+
+def test_an_object_that_gives_way_to_a_prompt_applied_at_once_is_reported(bench: Bench) -> None:
+    stream = bench.streams[0]
+    stream.discover = True
+    stamp = bench.show().snapshot.stamp
+    stream.discover = False
+    start = stream.prompt
+
+    def displace(*prompted: Any) -> list[int]:
+        stream.remove([1])
+        return start(*prompted)
+
+    stream.prompt = displace  # type: ignore[method-assign]
+    request = PromptRequest([prompt()], atomic=True, stamp=stamp)
+    bench.tasks[0].post_prompts(request)
+    bench.worker.notify()
+    assert request.future.result(10).stamp == stamp
+    assert states(bench.show()) == {1: REMOVED, 2: TRACKED} and states(bench.show()) == {2: TRACKED}
+
+
+def test_removals_of_the_old_epoch_are_not_reported_in_the_new_one(bench: Bench) -> None:
+    bench.tasks[0].post_prompts(PromptRequest([prompt()], atomic=True))
+    bench.show()
+    bench.tasks[0].post(partial(bench.tasks[0].session.remove, [1]))
+    bench.tasks[0].post(partial(bench.tasks[0].reset, "resets"))
+    assert states(bench.show()) == {}
