@@ -10,30 +10,43 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 HELD = 30  # messages kept until their counterparts come: a second of a camera
 
 
-def as_offered(node: Node, topic: str, depth: int = 2) -> QoSProfile:
-    """Reliable, unless a publisher of the topic offers only best effort."""
-    offered = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
-    best_effort = any(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in offered)
-    policy = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
-    return QoSProfile(depth=depth, reliability=policy)
+def offered(node: Node, topic: str) -> ReliabilityPolicy | None:
+    """What every publisher of the topic can be heard with; None while it has none."""
+    found = {info.qos_profile.reliability for info in node.get_publishers_info_by_topic(node.resolve_topic_name(topic))}
+    found -= {ReliabilityPolicy.UNKNOWN}
+    if not found:
+        return None
+    reliable = found == {ReliabilityPolicy.RELIABLE}  # a reliable subscription hears no best-effort publisher
+    return ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
 
 
 class OnDemand:
-    """`check` is to be called now and then; it subscribes when somebody listens, and lets go when nobody does."""
+    """`check` is to be called now and then; it subscribes when somebody listens, and lets go when nobody does.
 
-    def __init__(self, node: Node, publishers: Sequence[Any], subscribe: Callable[[], list[Any]]) -> None:
-        """subscribe: makes the subscriptions."""
+    A viewer may come before the camera: when publishers turn out to offer another reliability, it subscribes anew.
+    """
+
+    def __init__(
+        self, node: Node, publishers: Sequence[Any], subscribe: Callable[..., list[Any]], sources: Sequence[str]
+    ) -> None:
+        """subscribe: makes the subscriptions, given a QoS for each of the `sources`, topics of other people's nodes."""
         self._node, self._publishers, self._subscribe = node, list(publishers), subscribe
+        self._reliability = dict.fromkeys(sources, ReliabilityPolicy.BEST_EFFORT)  # which hears any publisher
         self._subscriptions: list[Any] = []
 
     def check(self) -> None:
         wanted = any(publisher.get_subscription_count() for publisher in self._publishers)
-        if wanted and not self._subscriptions:
-            self._subscriptions = self._subscribe()
-        elif not wanted and self._subscriptions:
+        reliability = self._reliability
+        if wanted:
+            reliability = {topic: offered(self._node, topic) or known for topic, known in reliability.items()}
+        if self._subscriptions and (not wanted or reliability != self._reliability):
             for subscription in self._subscriptions:
                 self._node.destroy_subscription(subscription)
             self._subscriptions = []
+        self._reliability = reliability
+        if wanted and not self._subscriptions:
+            qos = [QoSProfile(depth=2, reliability=policy) for policy in reliability.values()]
+            self._subscriptions = self._subscribe(*qos)
 
 
 class Held:

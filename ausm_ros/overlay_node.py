@@ -12,13 +12,14 @@ from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
 from ausm.errors import AusmError
 from ausm.visualize import draw_tracks
 from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
 from ausm_ros.msg import InstanceArray
-from ausm_ros.on_demand import Held, OnDemand, as_offered
+from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
 from ausm_ros.run_node import run_node
 from ausm_ros.timing import RateLimit
@@ -36,11 +37,10 @@ class Overlay:
         self._publisher = node.create_publisher(Image, f"~/{camera}/image", reliable(1))
         self._images = Held()
         self._limit = RateLimit()
-        self.demand = OnDemand(node, [self._publisher], self._subscribe)
+        self.demand = OnDemand(node, [self._publisher], self._subscribe, [self._topic])
 
-    def _subscribe(self) -> list[Any]:
+    def _subscribe(self, qos: QoSProfile) -> list[Any]:
         self._images = Held()
-        qos = as_offered(self._node, self._topic)
         instances = f"{self._camera}/instances"
         return [
             self._node.create_subscription(self._kind, self._topic, self._on_image, qos),

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from ausm.errors import AusmError
 from ausm.visualize import colour_of
 from ausm_ros.messages import to_mask, to_ns
 from ausm_ros.msg import Instance, InstanceArray
-from ausm_ros.on_demand import Held, OnDemand, as_offered
+from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
 from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
 from ausm_ros.run_node import run_node
@@ -94,16 +95,16 @@ class Projection:
         self._info: CameraInfo | None = None
         self._view: tuple[Any, np.ndarray] | None = None  # what it was computed for, and the rays
         outputs = [p for p in (self._points, self._boxes) if p is not None]
-        self.demand = OnDemand(node, outputs, self._subscribe)
+        self._depth_topic, self._info_topic = f"{camera}/depth", f"{camera}/camera_info"
+        self.demand = OnDemand(node, outputs, self._subscribe, [self._depth_topic, self._info_topic])
 
-    def _subscribe(self) -> list[Any]:
+    def _subscribe(self, depth: QoSProfile, info: QoSProfile) -> list[Any]:
         self._depths = Held()
-        make, camera = self._node.create_subscription, self._camera
-        depth, info = f"{camera}/depth", f"{camera}/camera_info"
+        make = self._node.create_subscription
         return [
-            make(Image, depth, self._on_depth, as_offered(self._node, depth)),
-            make(CameraInfo, info, self._on_info, as_offered(self._node, info)),
-            make(InstanceArray, f"{camera}/instances", self._on_instances, reliable(5)),
+            make(Image, self._depth_topic, self._on_depth, depth),
+            make(CameraInfo, self._info_topic, self._on_info, info),
+            make(InstanceArray, f"{self._camera}/instances", self._on_instances, reliable(5)),
         ]
 
     def _on_info(self, message: CameraInfo) -> None:

@@ -104,8 +104,11 @@ def instances(stamp: int) -> InstanceArray:
     return message
 
 
-def played(module: str, output: str, kind: Any, inputs: dict[str, Any]) -> Any:
-    """Starts a node, listens to its output, and plays inputs (topic: stamp -> message) until something comes."""
+def played(module: str, output: str, kind: Any, inputs: dict[str, Any], best_effort: tuple[str, ...] = ()) -> Any:
+    """Starts a node, listens to its output, and plays inputs (topic: stamp -> message) until something comes.
+
+    The viewer is first, the publishers come later: reliable but for the topics in `best_effort`.
+    """
     received: list[Any] = []
     process = Process(module)
     try:
@@ -116,7 +119,8 @@ def played(module: str, output: str, kind: Any, inputs: dict[str, Any]) -> Any:
                 stamp = next_stamp()
                 for topic, make in inputs.items():
                     message = make(stamp)
-                    friend.publisher(kind=type(message), topic=topic).publish(message)
+                    reliable = topic not in best_effort
+                    friend.publisher(kind=type(message), topic=topic, reliable=reliable).publish(message)
                 return bool(received) or friend.pause(0.05)
 
             wait_until(play, f"{output} in:\n{process.output}")
@@ -144,7 +148,7 @@ def test_project3d_node() -> None:
 
 def test_overlay_node() -> None:
     inputs = {"/camera/image": image_message, "/camera/instances": instances}
-    drawn = played("ausm_ros.overlay_node", "/overlay/camera/image", Image, inputs)
+    drawn = played("ausm_ros.overlay_node", "/overlay/camera/image", Image, inputs, ("/camera/image",))
     plain = np.frombuffer(image_message(1).data, np.uint8).reshape(*SIZE, 3)
     changed = (np.frombuffer(drawn.data, np.uint8).reshape(*SIZE, 3) != plain).any(2)
     assert drawn.encoding == "rgb8" and changed[square()].mean() > 0.9 and changed.mean() < 0.8
