@@ -64,14 +64,15 @@ class Overlay:
 
 
 class OverlayNode(Node):
-    """Parameters: cameras, transport (raw | compressed), max_rate (Hz, 0 = no limit)."""
+    """Parameters: cameras, transport (raw | compressed; `<camera>.transport` for one), max_rate (Hz, 0 = no limit)."""
 
     def __init__(self) -> None:
         super().__init__("overlay")
         cameras = self.declare_parameter("cameras", ["camera"]).value
         transport = self.declare_parameter("transport", "raw").value
         self.declare_parameter("max_rate", 10.0)
-        self._overlays = [Overlay(self, camera, transport == "compressed") for camera in cameras]
+        transports = {camera: self.declare_parameter(f"{camera}.transport", transport).value for camera in cameras}
+        self._overlays = [Overlay(self, camera, form == "compressed") for camera, form in transports.items()]
         self.create_timer(0.25, self._check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _check(self) -> None:

@@ -2,15 +2,18 @@
 
 The node in a process of its own that starts again when it dies, and on request the overlay, RViz and a bag to play.
 `--show-args` lists every argument. Values of `params_file` hold unless the argument is given as something else than its
-default here.
+default here; the overlay and the remappings follow them.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from launch_ros.actions import Node
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 
@@ -36,32 +39,65 @@ ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "log_level": ("info", ["debug", "info", "warn", "error", "fatal"], "Least severity that is logged."),
     "respawn": ("true", ON_OFF, "Start the node again 2 s after it died."),
 }  # fmt: skip
-PARAMETERS = ("transport", "checkpoint", "device", "precision", "discovery", "policy", "autostart")
+PARAMETERS = ("checkpoint", "device", "precision", "discovery", "policy", "autostart")
 
 
 def typed(value: str) -> Any:
     return value == "true" if value in ON_OFF else value
 
 
+def given_to(node: str, tree: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """The values that a parameter file, read as YAML, has for a node (its full name), nested names joined by dots."""
+    values: dict[str, Any] = {}
+    for key, entry in tree.items():
+        name = f"{at}/{str(key).strip('/')}"
+        steps = [{"*": "/[^/]+", "**": "(/[^/]+)*"}.get(step, "/" + re.escape(step)) for step in name.split("/")[1:]]
+        if not isinstance(entry, dict):
+            continue
+        if "ros__parameters" not in entry:
+            values |= given_to(node, entry, name)
+        elif re.fullmatch("".join(steps), node):
+            values |= flat(entry["ros__parameters"] or {})
+    return values
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return values
+
+
+def listed(value: Any) -> list[str]:
+    return list(value) if isinstance(value, list) else [name.strip() for name in value.split(",")]
+
+
 def make_nodes(context: LaunchContext) -> list[Any]:
     """The actions for the given values."""
     values = {name: context.launch_configurations[name] for name in ARGUMENTS}
-    cameras = [name.strip() for name in values["cameras"].split(",")]
-    topics = [topic.strip() for topic in values["image_topic"].split(",")]
-    if len(topics) != len(cameras):
-        raise RuntimeError(f"{len(cameras)} cameras {cameras}, but {len(topics)} topics {topics}")
-    compressed = "/compressed" if values["transport"] == "compressed" else ""
-    pairs = list(zip(cameras, topics, strict=True))
-    remappings = [(f"{camera}/image{compressed}", f"{topic}{compressed}") for camera, topic in pairs]
-
-    given: dict[str, Any] = {"use_sim_time": bool(values["bag"]) or typed(values["use_sim_time"])}
-    for name in ("cameras", *PARAMETERS):
-        if not values["params_file"] or values[name] != ARGUMENTS[name][0]:
-            if name == "transport":
-                given |= {f"{camera}.transport": values[name] for camera in cameras}
-            else:
-                given[name] = cameras if name == "cameras" else typed(values[name])
+    namespace = prefix_namespace(context.launch_configurations.get("ros_namespace"), values["namespace"])
+    full_name = prefix_namespace(make_namespace_absolute(namespace), "perception")
     files = [values["params_file"]] if values["params_file"] else []
+    in_file = given_to(full_name, yaml.safe_load(Path(files[0]).read_text()) or {}) if files else {}
+    default = {name: values[name] == ARGUMENTS[name][0] for name in ARGUMENTS}
+
+    def holds(argument: str, name: str) -> Any:
+        """The parameter's value in the perception node, which the other nodes and the remappings must agree with."""
+        return in_file[name] if default[argument] and name in in_file else typed(values[argument])
+
+    cameras, topics = listed(holds("cameras", "cameras")), listed(values["image_topic"])
+    if len(topics) != len(cameras):
+        raise RuntimeError(f"{len(cameras)} cameras {cameras}, but {len(topics)} topics {topics} (image_topic)")
+    remappings = [
+        (f"{camera}/image{form}", f"{topic}{form}")
+        for camera, topic in zip(cameras, topics, strict=True)
+        for form in ("", "/compressed")
+    ]
+    transports = {f"{camera}.transport": holds("transport", f"{camera}.transport") for camera in cameras}
+    sim_time = bool(values["bag"]) or holds("use_sim_time", "use_sim_time")
+
+    given = {"cameras": cameras, **transports, "use_sim_time": sim_time}
+    given |= {name: typed(values[name]) for name in PARAMETERS if not files or not default[name]}
     common = {
         "package": "ausm_ros",
         "namespace": values["namespace"],
@@ -80,12 +116,10 @@ def make_nodes(context: LaunchContext) -> list[Any]:
         )
     ]
     if typed(values["overlay"]):
-        drawn = {"cameras": cameras, "transport": values["transport"], "use_sim_time": given["use_sim_time"]}
+        drawn = {"cameras": cameras, **transports, "use_sim_time": sim_time}
         instances = [(f"{camera}/instances", f"perception/{camera}/instances") for camera in cameras]
         both = remappings + instances
-        actions.append(
-            Node(executable="overlay_node", name="overlay", parameters=[drawn], remappings=both, **common)
-        )
+        actions.append(Node(executable="overlay_node", name="overlay", parameters=[drawn], remappings=both, **common))
     if typed(values["rviz"]):
         layout = Path(get_package_share_directory("ausm_ros")) / "config" / "perception.rviz"
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(layout)], output="screen"))
