@@ -7,7 +7,9 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-HELD = 30  # messages kept until their counterparts come: a second of a camera
+from ausm_ros.mailbox import QUEUE
+
+HELD = 2 * QUEUE  # messages kept for results to come: policy "every" has a queue, and more come while one is processed
 
 
 def offered(node: Node, topic: str) -> ReliabilityPolicy | None:
@@ -50,19 +52,32 @@ class OnDemand:
 
 
 class Held:
-    """The last `HELD` messages of a topic by their stamp [ns]."""
+    """The messages of a topic by their stamp [ns], at most `HELD`; those before one that was asked for are let go."""
 
     def __init__(self) -> None:
         self._messages: OrderedDict[int, Any] = OrderedDict()
+        self.missed = 0  # in a row
 
     def put(self, stamp: int, message: Any) -> None:
+        self._messages.pop(stamp, None)  # so that the order is that of arrival
         self._messages[stamp] = message
         while len(self._messages) > HELD:
             self._messages.popitem(last=False)
 
     def at(self, stamp: int, tolerance: int = 0) -> Any:
-        """The message nearest to a stamp, None if it is further away than `tolerance`."""
-        if not self._messages:
+        """The message nearest to a stamp, None if it is further away than `tolerance`. Results come in order."""
+        nearest = min(self._messages, key=lambda s: abs(s - stamp), default=None)
+        if nearest is None or abs(nearest - stamp) > tolerance:
+            self.missed += 1
             return None
-        nearest = min(self._messages, key=lambda s: abs(s - stamp))
-        return self._messages[nearest] if abs(nearest - stamp) <= tolerance else None
+        self.missed = 0
+        while next(iter(self._messages)) != nearest:
+            self._messages.popitem(last=False)
+        return self._messages[nearest]
+
+    def complaint(self, what: str) -> str:
+        """What to tell of results that do not find their message; "" at first: a new viewer missed some images."""
+        if self.missed <= HELD:
+            return ""
+        has = f"the last {len(self._messages)} are kept" if self._messages else "none has come"
+        return f"{self.missed} results in a row without {what} of their stamp ({has})"

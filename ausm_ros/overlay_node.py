@@ -52,6 +52,8 @@ class Overlay:
 
     def _on_instances(self, message: InstanceArray) -> None:
         source = self._images.at(to_ns(message.header.stamp))
+        if complaint := self._images.complaint(f"an image on {self._node.resolve_topic_name(self._topic)}"):
+            self._node.get_logger().warning(f"{self._camera}: {complaint}", throttle_duration_sec=60.0)
         rate = self._node.get_parameter("max_rate").value
         if source is None or not self._limit.allows(time.monotonic(), rate):
             return

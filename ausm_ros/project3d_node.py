@@ -123,6 +123,11 @@ class Projection:
     def _on_instances(self, message: InstanceArray) -> None:
         tolerance = round(self._node.get_parameter("max_time_difference").value * 1e9)
         depth = self._depths.at(to_ns(message.header.stamp), tolerance)
+        if complaint := self._depths.complaint(f"a depth image on {self._node.resolve_topic_name(self._depth_topic)}"):
+            self._node.get_logger().warning(f"{self._camera}: {complaint}", throttle_duration_sec=60.0)
+        if depth is not None and self._info is None:
+            topic = self._node.resolve_topic_name(self._info_topic)
+            self._node.get_logger().warning(f"{self._camera}: no camera info on {topic}", throttle_duration_sec=60.0)
         if depth is None or self._info is None:
             return
         try:
