@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
-from launch_ros.actions import Node
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
@@ -30,7 +31,7 @@ ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "discovery": ("true", ON_OFF, "Find objects that were not prompted."),
     "overlay": ("true", ON_OFF, "Start the overlay node: overlay/<camera>/image, drawn while somebody looks."),
     "rviz": ("false", ON_OFF, "Start RViz with the layout of this package."),
-    "bag": ("", None, "A rosbag2 to play, with its own clock (switches use_sim_time on)."),
+    "bag": ("", None, "A rosbag2 to play once the node is active; its clock is used."),
     "bag_rate": ("1.0", None, "Speed of the bag."),
     "policy": ("latest", ["latest", "every"], "Always the newest image, or every image in order."),
     "use_sim_time": ("false", ON_OFF, "Take the time from /clock."),
@@ -39,6 +40,7 @@ ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "log_level": ("info", ["debug", "info", "warn", "error", "fatal"], "Least severity that is logged."),
     "respawn": ("true", ON_OFF, "Start the node again 2 s after it died."),
 }  # fmt: skip
+BAG_DELAY = "1"  # seconds for the nodes to find the player's topics: what it sends before is lost
 PARAMETERS = ("checkpoint", "device", "precision", "discovery", "policy", "autostart")
 
 
@@ -106,15 +108,14 @@ def make_nodes(context: LaunchContext) -> list[Any]:
         "respawn_delay": 2.0,
         "ros_arguments": ["--log-level", values["log_level"]],
     }
-    actions: list[Any] = [
-        Node(
-            executable="perception_node",
-            name="perception",
-            parameters=[*files, given],
-            remappings=remappings,
-            **common,
-        )
-    ]
+    perception = LifecycleNode(
+        executable="perception_node",
+        name="perception",
+        parameters=[*files, given],
+        remappings=remappings,
+        **common,
+    )
+    actions: list[Any] = [perception]
     if typed(values["overlay"]):
         drawn = {"cameras": cameras, **transports, "use_sim_time": sim_time}
         instances = [(f"{camera}/instances", f"perception/{camera}/instances") for camera in cameras]
@@ -124,8 +125,13 @@ def make_nodes(context: LaunchContext) -> list[Any]:
         layout = Path(get_package_share_directory("ausm_ros")) / "config" / "perception.rviz"
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(layout)], output="screen"))
     if values["bag"]:
-        command = ["ros2", "bag", "play", values["bag"], "--clock", "--rate", values["bag_rate"]]
-        actions.append(ExecuteProcess(cmd=command, output="screen"))
+        rate = ["--clock", "--rate", values["bag_rate"], "--delay", BAG_DELAY]
+        player = ExecuteProcess(cmd=["ros2", "bag", "play", values["bag"], *rate], output="screen")
+        # Before it is active the node hears nothing. Once: a node that was started again goes on in the same bag.
+        ready = OnStateTransition(
+            target_lifecycle_node=perception, goal_state="active", entities=[player], handle_once=True
+        )
+        actions.insert(0, RegisterEventHandler(ready))
     return actions
 
 

@@ -135,3 +135,23 @@ def test_a_file_for_another_node_says_nothing_of_this_one(tmp_path: Path) -> Non
     parameters, _ = handed(made(params_file=str(file), namespace="left")[1])
     assert parameters["cameras"] == ("front",) and parameters["use_sim_time"] is False
     assert handed(made(params_file=str(file), namespace="right")[1])[0]["cameras"] == ("camera",)
+
+
+def test_a_bag_is_played_once_from_when_the_node_is_active() -> None:
+    handler, node, overlay = made(bag="/data/run1", bag_rate="0.5")
+    from launch_ros.events.lifecycle import StateTransition
+    from lifecycle_msgs.msg import State, TransitionEvent
+
+    def event(goal: str, of: Any) -> Any:
+        message = TransitionEvent(goal_state=State(label=goal), start_state=State(label="activating"))
+        return StateTransition(action=of, msg=message)
+
+    played = handler.event_handler
+    assert not played.matches(event("inactive", node)) and played.matches(event("active", node))
+    assert played.handle_once
+    [player] = played.entities
+    words = [part[0].text for part in player.cmd]
+    assert words[:4] == ["ros2", "bag", "play", "/data/run1"] and "--clock" in words
+    assert words[words.index("--rate") + 1] == "0.5" and float(words[words.index("--delay") + 1]) > 0.5
+    for each in (node, overlay):
+        assert handed(each)[0]["use_sim_time"] is True
