@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 10.0  # seconds that rates and percentiles look back
+STOPPED = 2.0  # seconds without an event after which its rate is 0, unless it is slower than that
 USELESS = 5.0  # seconds of images none of which is processed
+NOT_MEANT = ("rate_limited", "disabled")  # reasons for which an image was not to be processed
 DROPS = (
     "replaced",  # a newer image came before this one was processed
     "zero_stamp",
@@ -39,10 +41,14 @@ class Rolling:
     def __init__(self, limit: int = 2048) -> None:
         self._events: deque[tuple[float, float]] = deque(maxlen=limit)
         self._lock = threading.Lock()
+        self.last = -math.inf  # time.monotonic() of the last event, however long ago
+        self._interval = math.inf  # between the last two
 
     def add(self, value: float = 0.0) -> None:
         with self._lock:
-            self._events.append((time.monotonic(), value))
+            now = time.monotonic()
+            self._interval, self.last = now - self.last, now
+            self._events.append((now, value))
 
     def values(self) -> list[tuple[float, float]]:
         """(seconds ago, value) of the events in the window, oldest first."""
@@ -53,11 +59,15 @@ class Rolling:
             return [(now - t, v) for t, v in self._events]
 
     def rate(self) -> float:
-        """Events per second over the window."""
+        """Events per second over the window, or between the last two where these are further apart; 0 once stopped."""
         events = self.values()
         if len(events) < 2:
-            return len(events) / WINDOW
-        return (len(events) - 1) / max(events[0][0] - events[-1][0], 1e-9) if events[-1][0] < 2.0 else 0.0
+            interval, silence = self._interval, time.monotonic() - self.last
+        else:
+            interval, silence = (events[0][0] - events[-1][0]) / (len(events) - 1), events[-1][0]
+        if math.isinf(interval):
+            return len(events) / WINDOW  # the first event
+        return 1 / max(interval, 1e-9) if silence < max(STOPPED, 2 * interval) else 0.0
 
     def percentiles(self) -> Percentiles:
         """Of the values in the window, which are in seconds."""
@@ -80,6 +90,8 @@ class CameraCounts:
         self.inference = Rolling()
         self.queue = Rolling()
         self.last_received = 0.0  # time.monotonic(), 0 = never
+        self._left = 0  # images since the last processed one that were to be processed
+        self._left_since = math.inf  # time.monotonic() of the first of them
         self.encoding = ""
         self._error = ("", -math.inf)  # its words and time.monotonic()
 
@@ -92,10 +104,15 @@ class CameraCounts:
         return text, time.monotonic() - at
 
     def useless(self) -> bool:
-        """Whether images have come for some seconds, and still come, and not one of them was processed."""
-        came = self.received.values()
-        comes = bool(came) and came[0][0] > USELESS > came[-1][0]
-        return comes and not any(ago < USELESS for ago, _ in self.processed.values())
+        """Whether images have come for some seconds, and still come, and not one of them was processed.
+
+        Only images that were to be processed count, and one of them may be in progress: with a low `max_rate` long
+        times without a processed image are as they should be.
+        """
+        now = time.monotonic()
+        with self._lock:
+            left = self._left > 1 and self.processed.last < self._left_since < now - USELESS
+        return left and now - self.last_received < USELESS
 
     def reason(self) -> str:
         """Why images are not processed, as far as that is known."""
@@ -110,10 +127,14 @@ class CameraCounts:
         return f"{age}, none is processed: {self.reason()}" if self.useless() else age
 
     def receive(self, encoding: str) -> None:
+        now = time.monotonic()
         with self._lock:
             self._totals["received"] += 1
+            if self.processed.last >= self._left_since:
+                self._left, self._left_since = 0, math.inf
+            self._left, self._left_since = self._left + 1, min(self._left_since, now)
         self.received.add()
-        self.last_received = time.monotonic()
+        self.last_received = now
         self.encoding = encoding
 
     def drop(self, reason: str, number: int = 1) -> None:
@@ -121,6 +142,9 @@ class CameraCounts:
         with self._lock:
             self._totals[reason] += number
             self._dropped += number
+            if reason in NOT_MEANT:
+                self._left = max(0, self._left - number)
+                self._left_since = self._left_since if self._left else math.inf
 
     def count(self, event: str) -> int:
         """Counts any other event; returns its total."""
@@ -133,6 +157,11 @@ class CameraCounts:
         """Whether `count` was told of the event within the last `WINDOW` seconds."""
         with self._lock:
             return event in self._last and time.monotonic() - self._last[event] < WINDOW
+
+    def since_last_image(self, event: str) -> bool:
+        """Whether `count` was told of the event and no image came after it."""
+        with self._lock:
+            return event in self._last and self._last[event] >= self.last_received
 
     def take_dropped(self) -> int:
         """Images dropped since the last call."""

@@ -30,6 +30,10 @@ class CameraView(NamedTuple):
     snapshot: Snapshot
 
 
+def _hz(rate: float) -> str:
+    return f"{rate:.1f} Hz" if rate == 0 or rate >= 1 else f"{rate:.2g} Hz"  # max_rate may be a few an hour
+
+
 def _status(name: str, level: bytes, message: str, values: dict[str, object]) -> DiagnosticStatus:
     pairs = [KeyValue(key=key, value=f"{v:.3f}" if isinstance(v, float) else str(v)) for key, v in values.items()]
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id="ausm", values=pairs)
@@ -41,18 +45,18 @@ def stream_status(view: CameraView, settings: Settings) -> DiagnosticStatus:
     age = time.monotonic() - counts.last_received if counts.last_received else math.inf
     received, processed = counts.received.rate(), counts.processed.rate()
     totals = counts.totals((*EVENTS, *DROPS))
-    level, message = OK, f"{received:.1f} Hz in, {processed:.1f} Hz processed"
+    level, message = OK, f"{received:.1f} Hz in, {_hz(processed)} processed"
     expected = settings.diagnostics_expected_rate
     if not view.enabled:
         message = "disabled"
     elif age > SILENT:
         level, message = ERROR, "no image yet" if math.isinf(age) else f"no image for {age:.1f} s"
+        if counts.since_last_image("incompatible_qos"):
+            message += ": a publisher offers an incompatible QoS"
     elif counts.useless():
         level, message = ERROR, f"{received:.1f} Hz in, none processed for {USELESS:g} s: {counts.reason()}"
     elif expected and received < 0.8 * expected:
         level, message = WARN, f"{received:.1f} Hz in, {expected:.1f} Hz expected"
-    elif totals["incompatible_qos"] and not totals["received"]:
-        level, message = ERROR, "a publisher offers an incompatible QoS"
     error, error_ago = counts.last_error()
     values: dict[str, object] = {
         "topic": view.topic,

@@ -12,13 +12,14 @@ from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
 from ausm.errors import AusmError
 from ausm.visualize import draw_tracks
 from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
 from ausm_ros.msg import InstanceArray
-from ausm_ros.on_demand import Held, OnDemand, as_offered
+from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
 from ausm_ros.run_node import run_node
 from ausm_ros.timing import RateLimit
@@ -36,11 +37,10 @@ class Overlay:
         self._publisher = node.create_publisher(Image, f"~/{camera}/image", reliable(1))
         self._images = Held()
         self._limit = RateLimit()
-        self.demand = OnDemand(node, [self._publisher], self._subscribe)
+        self.demand = OnDemand(node, [self._publisher], self._subscribe, [self._topic])
 
-    def _subscribe(self) -> list[Any]:
+    def _subscribe(self, qos: QoSProfile) -> list[Any]:
         self._images = Held()
-        qos = as_offered(self._node, self._topic)
         instances = f"{self._camera}/instances"
         return [
             self._node.create_subscription(self._kind, self._topic, self._on_image, qos),
@@ -52,6 +52,8 @@ class Overlay:
 
     def _on_instances(self, message: InstanceArray) -> None:
         source = self._images.at(to_ns(message.header.stamp))
+        if complaint := self._images.complaint(f"an image on {self._node.resolve_topic_name(self._topic)}"):
+            self._node.get_logger().warning(f"{self._camera}: {complaint}", throttle_duration_sec=60.0)
         rate = self._node.get_parameter("max_rate").value
         if source is None or not self._limit.allows(time.monotonic(), rate):
             return
@@ -64,14 +66,15 @@ class Overlay:
 
 
 class OverlayNode(Node):
-    """Parameters: cameras, transport (raw | compressed), max_rate (Hz, 0 = no limit)."""
+    """Parameters: cameras, transport (raw | compressed; `<camera>.transport` for one), max_rate (Hz, 0 = no limit)."""
 
     def __init__(self) -> None:
         super().__init__("overlay")
         cameras = self.declare_parameter("cameras", ["camera"]).value
         transport = self.declare_parameter("transport", "raw").value
         self.declare_parameter("max_rate", 10.0)
-        self._overlays = [Overlay(self, camera, transport == "compressed") for camera in cameras]
+        transports = {camera: self.declare_parameter(f"{camera}.transport", transport).value for camera in cameras}
+        self._overlays = [Overlay(self, camera, form == "compressed") for camera, form in transports.items()]
         self.create_timer(0.25, self._check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _check(self) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from ausm.errors import ImageError, SizeError
 
 UNITS = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 1e-3), "mono16": ("u2", 1e-3)}  # REP 118: metres, or millimetres
+# Distortion models of sensor_msgs/CameraInfo that OpenCV's undistortPoints knows, and how many coefficients they have
+MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14)}
 TRIM = 2.0  # percent of the points beyond each face of a box: depth is ragged where objects end
 
 
@@ -42,16 +44,34 @@ def decode_depth(
     return depth
 
 
+def lens(model: str, K: np.ndarray, D: np.ndarray, P: np.ndarray, rectified: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The K (3, 3) and D (n,) that hold for the images, out of those of a sensor_msgs/CameraInfo and its P (3, 4).
+
+    Rectified images have the intrinsics of P and no distortion any more. Raises `ImageError` for a lens that is not
+    understood, naming the model and the number of its coefficients.
+    """
+    if rectified and P[0, 0] > 0:
+        return P[:, :3], np.zeros(0)
+    if not D.any() and model in ("", *MODELS):
+        return K, np.zeros(0)  # also rectified: a driver of a lens without distortion may leave P empty
+    if rectified:
+        raise ImageError("camera info without P, which holds for rectified images (else: rectified:=false)")
+    if D.size not in MODELS.get(model, ()):
+        known = ", ".join(f"{name} of {'/'.join(map(str, sizes))}" for name, sizes in MODELS.items())
+        raise ImageError(f"distortion model '{model[:40]}' with {D.size} coefficients is not known ({known})")
+    return K, D
+
+
 def rays(K: np.ndarray, D: np.ndarray, size: tuple[int, int], of: tuple[int, int]) -> np.ndarray:
     """(H, W, 2) float32: x / z and y / z of every pixel, with the lens distortion taken out.
 
-    K (3, 3) and D (n,) as in sensor_msgs/CameraInfo, given for images of `of` (H, W); `size` is that of the depth
+    K (3, 3) and D (n,) of `lens`, given for images of `of` (H, W); `size` is that of the depth
     image, which may be a scaled one of the same view. Raises `SizeError` when the shapes of the two do not agree.
     """
     height, width = size
     if min(of) < 1 or abs(height / of[0] - width / of[1]) > 0.01 * height / of[0]:
         raise SizeError(f"depth image {height}x{width}, camera info for {of[0]}x{of[1]}: not the same view")
-    if K[0, 0] <= 0 or K[1, 1] <= 0:
+    if not (K[0, 0] > 0 and K[1, 1] > 0):  # nor NaN
         raise ImageError(f"camera info without a calibration: focal lengths {K[0, 0]:g}, {K[1, 1]:g}")
     scale_y, scale_x = height / of[0], width / of[1]
     # Pixel centres: column u of the depth image is column (u + 0.5) / scale - 0.5 of the calibrated one.

@@ -1,9 +1,13 @@
 """Instances, depth and camera info to points with instance ids, and boxes, in the frame of the camera.
 
-For each camera: `<camera>/instances`, `<camera>/depth` (registered to the colour image; 32FC1 metres or 16UC1
-millimetres) and `<camera>/camera_info` in; `~/<camera>/points` (PointCloud2: x y z rgb track_id score) and, where
-visualization_msgs is installed, `~/<camera>/boxes` (MarkerArray) out, each only while somebody listens.
+For each camera: `<camera>/instances`, `<camera>/depth` (registered to the image that perception_node sees; 32FC1 metres
+or 16UC1 millimetres) and `<camera>/camera_info` in; `~/<camera>/points` (PointCloud2: x y z rgb track_id score) and,
+where visualization_msgs is installed, `~/<camera>/boxes` (MarkerArray) out, each only while somebody listens.
 
+Both images are rectified (image_rect: camera_info's P holds), or with `-p rectified:=false` both as the lens made them
+(image_raw: K and the distortion D, plumb_bob or rational_polynomial, hold).
+
+    python -m ausm_ros.perception_node --ros-args -r camera/image:=/camera/image_rect_color
     python -m ausm_ros.project3d_node --ros-args -r camera/instances:=/perception/camera/instances \\
         -r camera/depth:=/camera/depth/image_rect -r camera/camera_info:=/camera/camera_info
 """
@@ -17,15 +21,16 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from ausm.errors import AusmError
 from ausm.visualize import colour_of
 from ausm_ros.messages import to_mask, to_ns
 from ausm_ros.msg import Instance, InstanceArray
-from ausm_ros.on_demand import Held, OnDemand, as_offered
+from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
-from ausm_ros.project3d import Box3D, box_of_points, decode_depth, project, rays
+from ausm_ros.project3d import Box3D, box_of_points, decode_depth, lens, project, rays
 from ausm_ros.run_node import run_node
 
 REMAP = "camera/depth:=/camera/depth/image_rect"
@@ -94,16 +99,16 @@ class Projection:
         self._info: CameraInfo | None = None
         self._view: tuple[Any, np.ndarray] | None = None  # what it was computed for, and the rays
         outputs = [p for p in (self._points, self._boxes) if p is not None]
-        self.demand = OnDemand(node, outputs, self._subscribe)
+        self._depth_topic, self._info_topic = f"{camera}/depth", f"{camera}/camera_info"
+        self.demand = OnDemand(node, outputs, self._subscribe, [self._depth_topic, self._info_topic])
 
-    def _subscribe(self) -> list[Any]:
+    def _subscribe(self, depth: QoSProfile, info: QoSProfile) -> list[Any]:
         self._depths = Held()
-        make, camera = self._node.create_subscription, self._camera
-        depth, info = f"{camera}/depth", f"{camera}/camera_info"
+        make = self._node.create_subscription
         return [
-            make(Image, depth, self._on_depth, as_offered(self._node, depth)),
-            make(CameraInfo, info, self._on_info, as_offered(self._node, info)),
-            make(InstanceArray, f"{camera}/instances", self._on_instances, reliable(5)),
+            make(Image, self._depth_topic, self._on_depth, depth),
+            make(CameraInfo, self._info_topic, self._on_info, info),
+            make(InstanceArray, f"{self._camera}/instances", self._on_instances, reliable(5)),
         ]
 
     def _on_info(self, message: CameraInfo) -> None:
@@ -113,15 +118,23 @@ class Projection:
         self._depths.put(to_ns(message.header.stamp), message)
 
     def _rays(self, info: CameraInfo, size: tuple[int, int]) -> np.ndarray:
-        key = (tuple(info.k), tuple(info.d), info.height, info.width, size)
+        rectified = self._node.get_parameter("rectified").value
+        numbers = tuple(info.k), tuple(info.d), tuple(info.p)
+        key = (rectified, info.distortion_model, *numbers, info.height, info.width, size)
         if self._view is None or self._view[0] != key:
-            K, D = np.array(info.k).reshape(3, 3), np.array(info.d)
+            K, D, P = (np.array(values, np.float64) for values in numbers)
+            K, D = lens(info.distortion_model, K.reshape(3, 3), D, P.reshape(3, 4), rectified)
             self._view = key, rays(K, D, size, (info.height, info.width))
         return self._view[1]
 
     def _on_instances(self, message: InstanceArray) -> None:
         tolerance = round(self._node.get_parameter("max_time_difference").value * 1e9)
         depth = self._depths.at(to_ns(message.header.stamp), tolerance)
+        if complaint := self._depths.complaint(f"a depth image on {self._node.resolve_topic_name(self._depth_topic)}"):
+            self._node.get_logger().warning(f"{self._camera}: {complaint}", throttle_duration_sec=60.0)
+        if depth is not None and self._info is None:
+            topic = self._node.resolve_topic_name(self._info_topic)
+            self._node.get_logger().warning(f"{self._camera}: no camera info on {topic}", throttle_duration_sec=60.0)
         if depth is None or self._info is None:
             return
         try:
@@ -147,11 +160,12 @@ class Projection:
 
 
 class Project3dNode(Node):
-    """Parameters: cameras, max_time_difference [s], nearest and farthest [m]."""
+    """Parameters: cameras, rectified (the images are), max_time_difference [s], nearest and farthest [m]."""
 
     def __init__(self) -> None:
         super().__init__("project3d")
         cameras = self.declare_parameter("cameras", ["camera"]).value
+        self.declare_parameter("rectified", True)
         self.declare_parameter("max_time_difference", 0.02)
         self.declare_parameter("nearest", 0.1)
         self.declare_parameter("farthest", 10.0)

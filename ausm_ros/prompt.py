@@ -29,7 +29,7 @@ from ausm.masks import read_prompt_png
 from ausm.tracks import Source, TrackState
 from ausm_ros.messages import to_duration, to_ns, to_png
 from ausm_ros.msg import Prompt
-from ausm_ros.prompt_page import serve
+from ausm_ros.prompt_page import cameras_of, serve
 from ausm_ros.prompts import Code
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.transport import use_large_shared_memory
@@ -197,6 +197,15 @@ class Operator:
         return int(codes[0] if codes else named[0] if named else Code.INTERNAL_ERROR)
 
 
+def _only(cameras: Sequence[str], target: str, timeout: float, parser: argparse.ArgumentParser) -> str:
+    """The camera of a node that has one only. Raises NoAnswer where none is found, leaves where there are several."""
+    if not cameras:
+        raise NoAnswer(f"no topic {target}/*/overlay after {timeout:g} s: is the node running and configured?")
+    if len(cameras) > 1:
+        parser.error(f"click: {target} has {len(cameras)} cameras, give --camera: {', '.join(cameras)}")
+    return cameras[0]
+
+
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node) -> int:
     operator = Operator(node, options.node, options.timeout)
     command, arguments = options.command[0], options.command[1:]
@@ -212,7 +221,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node
     if arguments:
         parser.error(f"{command} takes no words: '{' '.join(arguments)}'")
     if command == "click":
-        return serve(node, options.node.rstrip("/"), options.camera or "camera", options.bind, options.port)
+        target = options.node.rstrip("/")
+        camera = options.camera or _only(cameras_of(node, target, options.timeout), target, options.timeout, parser)
+        return serve(node, target, camera, options.bind, options.port)
     if command == "list":
         return operator.list(options.camera)
     if command == "reset":

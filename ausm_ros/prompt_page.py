@@ -5,6 +5,7 @@ the object, right: not on it) and dragged boxes into prompts at the stamp of the
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,26 @@ from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 MAX_BODY = 100_000  # bytes of a request
 ANSWER = 15.0  # seconds for the node to answer
 PATIENCE = 5.0  # seconds for the node to apply a prompt
+
+
+SETTLE = 0.5  # seconds for the topics of a node to be found once the first is
+
+
+def cameras_of(node: Node, target: str, patience: float) -> list[str]:
+    """Names of the cameras of a perception node, by the overlays it publishes; empty when none is found in time.
+
+    Not by its parameters: an operator may be allowed to look and to prompt only (docs/security.md).
+    """
+    overlay = re.compile(f"{re.escape(target)}/([^/]+)/overlay")
+    end, known = time.monotonic() + patience, set[str]()
+    while time.monotonic() < end:
+        matches = [overlay.fullmatch(topic) for topic, _ in node.get_topic_names_and_types()]
+        found = {match[1] for match in matches if match and node.count_publishers(match[0])}
+        if found and found == known:
+            break
+        known = found
+        time.sleep(SETTLE if found else 0.05)
+    return sorted(known)
 
 
 class BadRequest(ValueError):

@@ -22,7 +22,7 @@ PAGE = """<!doctype html>
 </div>
 <script>
 const canvas = document.getElementById("canvas"), pen = canvas.getContext("2d"), image = new Image();
-let points = [], box = null, drag = null, again = 0, stamp = "0", shown = "0";
+let points = [], box = null, drag = null, again = 0, stamp = "0", shown = "0", told = "";
 const $ = id => document.getElementById(id);
 function say(text, bad) { $("message").textContent = text; $("message").className = bad ? "bad" : ""; }
 function draw() {
@@ -62,6 +62,8 @@ async function post(path, data) {
 async function list() {
   try {
     const result = await (await fetch("/objects")).json();
+    if (!result.ok) say(told = result.message, true);
+    else if (told) { if ($("message").textContent === told) say(""); told = ""; }
     $("objects").replaceChildren(...(result.objects || []).map(object => {
       const item = document.createElement("li"), text = document.createElement("span");
       text.textContent = object.id + " " + object.name + " (" + object.state + ")";

@@ -2,15 +2,19 @@
 
 The node in a process of its own that starts again when it dies, and on request the overlay, RViz and a bag to play.
 `--show-args` lists every argument. Values of `params_file` hold unless the argument is given as something else than its
-default here.
+default here; the overlay and the remappings follow them.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
-from launch_ros.actions import Node
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 
@@ -27,7 +31,7 @@ ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "discovery": ("true", ON_OFF, "Find objects that were not prompted."),
     "overlay": ("true", ON_OFF, "Start the overlay node: overlay/<camera>/image, drawn while somebody looks."),
     "rviz": ("false", ON_OFF, "Start RViz with the layout of this package."),
-    "bag": ("", None, "A rosbag2 to play, with its own clock (switches use_sim_time on)."),
+    "bag": ("", None, "A rosbag2 to play once the node is active; its clock is used."),
     "bag_rate": ("1.0", None, "Speed of the bag."),
     "policy": ("latest", ["latest", "every"], "Always the newest image, or every image in order."),
     "use_sim_time": ("false", ON_OFF, "Take the time from /clock."),
@@ -36,32 +40,66 @@ ARGUMENTS: dict[str, tuple[str, list[str] | None, str]] = {
     "log_level": ("info", ["debug", "info", "warn", "error", "fatal"], "Least severity that is logged."),
     "respawn": ("true", ON_OFF, "Start the node again 2 s after it died."),
 }  # fmt: skip
-PARAMETERS = ("transport", "checkpoint", "device", "precision", "discovery", "policy", "autostart")
+BAG_DELAY = "1"  # seconds for the nodes to find the player's topics: what it sends before is lost
+PARAMETERS = ("checkpoint", "device", "precision", "discovery", "policy", "autostart")
 
 
 def typed(value: str) -> Any:
     return value == "true" if value in ON_OFF else value
 
 
+def given_to(node: str, tree: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """The values that a parameter file, read as YAML, has for a node (its full name), nested names joined by dots."""
+    values: dict[str, Any] = {}
+    for key, entry in tree.items():
+        name = f"{at}/{str(key).strip('/')}"
+        steps = [{"*": "/[^/]+", "**": "(/[^/]+)*"}.get(step, "/" + re.escape(step)) for step in name.split("/")[1:]]
+        if not isinstance(entry, dict):
+            continue
+        if "ros__parameters" not in entry:
+            values |= given_to(node, entry, name)
+        elif re.fullmatch("".join(steps), node):
+            values |= flat(entry["ros__parameters"] or {})
+    return values
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return values
+
+
+def listed(value: Any) -> list[str]:
+    return list(value) if isinstance(value, list) else [name.strip() for name in value.split(",")]
+
+
 def make_nodes(context: LaunchContext) -> list[Any]:
     """The actions for the given values."""
     values = {name: context.launch_configurations[name] for name in ARGUMENTS}
-    cameras = [name.strip() for name in values["cameras"].split(",")]
-    topics = [topic.strip() for topic in values["image_topic"].split(",")]
-    if len(topics) != len(cameras):
-        raise RuntimeError(f"{len(cameras)} cameras {cameras}, but {len(topics)} topics {topics}")
-    compressed = "/compressed" if values["transport"] == "compressed" else ""
-    pairs = list(zip(cameras, topics, strict=True))
-    remappings = [(f"{camera}/image{compressed}", f"{topic}{compressed}") for camera, topic in pairs]
-
-    given: dict[str, Any] = {"use_sim_time": bool(values["bag"]) or typed(values["use_sim_time"])}
-    for name in ("cameras", *PARAMETERS):
-        if not values["params_file"] or values[name] != ARGUMENTS[name][0]:
-            if name == "transport":
-                given |= {f"{camera}.transport": values[name] for camera in cameras}
-            else:
-                given[name] = cameras if name == "cameras" else typed(values[name])
+    namespace = prefix_namespace(context.launch_configurations.get("ros_namespace"), values["namespace"])
+    full_name = prefix_namespace(make_namespace_absolute(namespace), "perception")
     files = [values["params_file"]] if values["params_file"] else []
+    in_file = given_to(full_name, yaml.safe_load(Path(files[0]).read_text()) or {}) if files else {}
+    default = {name: values[name] == ARGUMENTS[name][0] for name in ARGUMENTS}
+
+    def holds(argument: str, name: str) -> Any:
+        """The parameter's value in the perception node, which the other nodes and the remappings must agree with."""
+        return in_file[name] if default[argument] and name in in_file else typed(values[argument])
+
+    cameras, topics = listed(holds("cameras", "cameras")), listed(values["image_topic"])
+    if len(topics) != len(cameras):
+        raise RuntimeError(f"{len(cameras)} cameras {cameras}, but {len(topics)} topics {topics} (image_topic)")
+    remappings = [
+        (f"{camera}/image{form}", f"{topic}{form}")
+        for camera, topic in zip(cameras, topics, strict=True)
+        for form in ("", "/compressed")
+    ]
+    transports = {f"{camera}.transport": holds("transport", f"{camera}.transport") for camera in cameras}
+    sim_time = bool(values["bag"]) or holds("use_sim_time", "use_sim_time")
+
+    given = {"cameras": cameras, **transports, "use_sim_time": sim_time}
+    given |= {name: typed(values[name]) for name in PARAMETERS if not files or not default[name]}
     common = {
         "package": "ausm_ros",
         "namespace": values["namespace"],
@@ -70,28 +108,30 @@ def make_nodes(context: LaunchContext) -> list[Any]:
         "respawn_delay": 2.0,
         "ros_arguments": ["--log-level", values["log_level"]],
     }
-    actions: list[Any] = [
-        Node(
-            executable="perception_node",
-            name="perception",
-            parameters=[*files, given],
-            remappings=remappings,
-            **common,
-        )
-    ]
+    perception = LifecycleNode(
+        executable="perception_node",
+        name="perception",
+        parameters=[*files, given],
+        remappings=remappings,
+        **common,
+    )
+    actions: list[Any] = [perception]
     if typed(values["overlay"]):
-        drawn = {"cameras": cameras, "transport": values["transport"], "use_sim_time": given["use_sim_time"]}
+        drawn = {"cameras": cameras, **transports, "use_sim_time": sim_time}
         instances = [(f"{camera}/instances", f"perception/{camera}/instances") for camera in cameras]
         both = remappings + instances
-        actions.append(
-            Node(executable="overlay_node", name="overlay", parameters=[drawn], remappings=both, **common)
-        )
+        actions.append(Node(executable="overlay_node", name="overlay", parameters=[drawn], remappings=both, **common))
     if typed(values["rviz"]):
         layout = Path(get_package_share_directory("ausm_ros")) / "config" / "perception.rviz"
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(layout)], output="screen"))
     if values["bag"]:
-        command = ["ros2", "bag", "play", values["bag"], "--clock", "--rate", values["bag_rate"]]
-        actions.append(ExecuteProcess(cmd=command, output="screen"))
+        rate = ["--clock", "--rate", values["bag_rate"], "--delay", BAG_DELAY]
+        player = ExecuteProcess(cmd=["ros2", "bag", "play", values["bag"], *rate], output="screen")
+        # Before it is active the node hears nothing. Once: a node that was started again goes on in the same bag.
+        ready = OnStateTransition(
+            target_lifecycle_node=perception, goal_state="active", entities=[player], handle_once=True
+        )
+        actions.insert(0, RegisterEventHandler(ready))
     return actions
 
 

@@ -54,6 +54,8 @@ def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.Monk
     fed.counts.processed.add(0.1)
     fed.counts.tell_error("encoding 'weird'")
     now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 0.5)
+    feed(fed.counts, 1)
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS - 1)
     feed(fed.counts, 1)
     assert statuses(fed)[0].level == OK and fed.counts.last_image() == "the last image came 0.0 s ago"
@@ -76,6 +78,59 @@ def test_a_camera_that_stopped_was_not_useless(monkeypatch: pytest.MonkeyPatch) 
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS + 1)
     assert not fed.counts.useless() and fed.counts.last_image() == "the last image came 6.0 s ago"
+
+
+def test_a_low_rate_of_processing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """max_rate 0.05 Hz of a camera of 10 Hz: one image in 20 s is processed, and the rate is told."""
+    fed, start = view(), time.monotonic()
+    for tick in range(900):
+        now = start + tick / 10
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        feed(fed.counts, 1)
+        if tick % 200:
+            fed.counts.drop("rate_limited")
+        if tick % 200 == 3:
+            fed.counts.processed.add(0.3)
+        if tick % 7:  # to look is slow
+            continue
+        stream = statuses(fed, max_rate=0.05)[0]
+        assert stream.level == OK, (tick, stream.message)
+        if tick > 203:
+            assert {pair.key: pair.value for pair in stream.values}["rate_processed_hz"] == "0.050", tick
+            assert stream.message == "10.0 Hz in, 0.05 Hz processed"
+    for tick in range(900, 1400):  # now it fails
+        now = start + tick / 10
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        feed(fed.counts, 1)
+        fed.counts.drop("rate_limited" if tick % 200 else "unreadable")
+    stream = statuses(fed, max_rate=0.05)[0]
+    assert stream.level == ERROR and "none processed for 5 s" in stream.message
+    assert {pair.key: pair.value for pair in stream.values}["rate_processed_hz"] == "0.000"
+
+
+def test_images_of_a_disabled_camera_are_not_held_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, start = view(), time.monotonic()
+    for tick in range(100):
+        now = start + tick / 10
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        feed(fed.counts, 1)
+        fed.counts.drop("disabled")
+    feed(fed.counts, 1)  # enabled again
+    assert statuses(fed)[0].level == OK
+
+
+def test_an_incompatible_publisher_is_named_where_no_image_comes() -> None:
+    deaf = view()
+    deaf.counts.count("incompatible_qos")
+    stream = statuses(deaf)[0]
+    assert stream.level == ERROR and stream.message == "no image yet: a publisher offers an incompatible QoS"
+    feed(deaf.counts, 1)  # another publisher, or the subscription has followed
+    assert statuses(deaf)[0].level == OK
+    stopped = view()
+    feed(stopped.counts, 3, ago=30.0)
+    assert "QoS" not in statuses(stopped)[0].message
+    stopped.counts.count("incompatible_qos")  # the driver came back with other settings
+    assert statuses(stopped)[0].message.endswith("s: a publisher offers an incompatible QoS")
 
 
 def test_a_camera_without_images_is_an_error_and_a_disabled_one_is_not() -> None:

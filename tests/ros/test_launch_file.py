@@ -1,6 +1,7 @@
 """The launch file: every argument is there and described; where `launch_ros` is installed it makes the right nodes."""
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,26 @@ def made(**given: str) -> list[Any]:
     return actions
 
 
-def commands(actions: list[Any]) -> list[str]:
-    """What each action will run, with the executable and its remappings as far as they are plain text."""
+def handed(action: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The parameters (those of a later file win, as in ROS) and the remappings that a node is started with."""
     from launch import LaunchContext
 
-    context = LaunchContext()
-    return [" ".join(context.perform_substitution(part[0]) for part in a.cmd if part) for a in actions]
+    action._perform_substitutions(LaunchContext())
+    words = [getattr(part, "text", "") for parts in action.cmd for part in parts]
+    values: dict[str, Any] = {}
+    for before, word in pairwise(words):
+        if before == "--params-file":
+            # launch writes lists as tuples of Python
+            for entry in yaml.full_load(Path(word).read_text()).values():
+                values |= flat(entry["ros__parameters"])
+    return values, dict(action.expanded_remapping_rules)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return values
 
 
 def test_default_is_the_node_and_its_overlay() -> None:
@@ -81,3 +96,62 @@ def test_cameras_and_topics_must_be_of_one_number() -> None:
     made(cameras="front,rear", image_topic="/f/image_raw,/r/image_raw")
     with pytest.raises(RuntimeError, match="2 cameras"):
         made(cameras="front,rear")
+
+
+def test_every_form_of_the_images_is_remapped() -> None:
+    """Whichever the node listens to in the end: its transport may come from a file."""
+    for node in made(image_topic="/f/image_raw"):
+        remapped = handed(node)[1]
+        assert remapped["camera/image"] == "/f/image_raw", node.node_executable
+        assert remapped["camera/image/compressed"] == "/f/image_raw/compressed", node.node_executable
+
+
+def test_both_nodes_agree_on_what_the_parameter_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "perception.yaml"
+    values = """
+      cameras: [front, rear]
+      front: {transport: compressed}
+      use_sim_time: true
+      score_threshold: 0.6"""
+    for key in ("/**", "perception", "/perception"):
+        file.write_text(f"{key}:\n  ros__parameters:{values}\n")
+        for node in made(params_file=str(file), image_topic="/f/image_raw,/r/image_raw"):
+            parameters, remapped = handed(node)
+            assert parameters["cameras"] == ("front", "rear") and parameters["use_sim_time"] is True
+            assert (parameters["front.transport"], parameters["rear.transport"]) == ("compressed", "raw")
+            assert remapped["front/image/compressed"] == "/f/image_raw/compressed"
+            assert remapped["rear/image"] == "/r/image_raw"
+    given = made(params_file=str(file), cameras="left", transport="compressed", discovery="false")
+    parameters, _ = handed(given[0])
+    assert parameters["cameras"] == ("left",) and parameters["left.transport"] == "compressed"
+    assert parameters["discovery"] is False and parameters["score_threshold"] == 0.6 and "device" not in parameters
+    with pytest.raises(RuntimeError, match=r"2 cameras .*1 topics .*image_topic"):
+        made(params_file=str(file))
+
+
+def test_a_file_for_another_node_says_nothing_of_this_one(tmp_path: Path) -> None:
+    file = tmp_path / "perception.yaml"
+    file.write_text("/left/*: {ros__parameters: {cameras: [front]}}\nright: {detector: {ros__parameters: {}}}\n")
+    parameters, _ = handed(made(params_file=str(file), namespace="left")[1])
+    assert parameters["cameras"] == ("front",) and parameters["use_sim_time"] is False
+    assert handed(made(params_file=str(file), namespace="right")[1])[0]["cameras"] == ("camera",)
+
+
+def test_a_bag_is_played_once_from_when_the_node_is_active() -> None:
+    handler, node, overlay = made(bag="/data/run1", bag_rate="0.5")
+    from launch_ros.events.lifecycle import StateTransition
+    from lifecycle_msgs.msg import State, TransitionEvent
+
+    def event(goal: str, of: Any) -> Any:
+        message = TransitionEvent(goal_state=State(label=goal), start_state=State(label="activating"))
+        return StateTransition(action=of, msg=message)
+
+    played = handler.event_handler
+    assert not played.matches(event("inactive", node)) and played.matches(event("active", node))
+    assert played.handle_once
+    [player] = played.entities
+    words = [part[0].text for part in player.cmd]
+    assert words[:4] == ["ros2", "bag", "play", "/data/run1"] and "--clock" in words
+    assert words[words.index("--rate") + 1] == "0.5" and float(words[words.index("--delay") + 1]) > 0.5
+    for each in (node, overlay):
+        assert handed(each)[0]["use_sim_time"] is True

@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 
 from ausm.errors import ImageError, SizeError
 from ausm_ros.messages import to_rle, to_time
-from ausm_ros.project3d import box_of_points, decode_depth, project, rays
+from ausm_ros.project3d import MODELS, box_of_points, decode_depth, lens, project, rays
 from ausm_ros.project3d_node import POINT, to_cloud, to_markers
 
 K = np.array([[80.0, 0, 47.5], [0, 80.0, 31.5], [0, 0, 1]])
@@ -66,6 +66,37 @@ def test_distortion_is_taken_out() -> None:
     np.testing.assert_allclose(view[v, u], [x, y], atol=0.01)
 
 
+def test_rectified_images_have_no_distortion_left() -> None:
+    """P holds for them: the distortion of D was taken out already, and P has another focal length than K."""
+    P = np.column_stack([np.diag([70.0, 70.0, 1.0]), np.zeros(3)])
+    P[0, 2], P[1, 2] = 47.5, 31.5
+    D = np.array([0.1, 0, 0, 0, 0])
+    view = rays(*lens("plumb_bob", K, D, P, True), SIZE, SIZE)
+    np.testing.assert_allclose(view[31, 90], [(90 - 47.5) / 70, (31 - 31.5) / 70], atol=1e-6)
+    assert lens("equidistant", K, D, P, True)[1].size == 0  # whatever the lens was
+    raw = rays(*lens("plumb_bob", K, D, P, False), SIZE, SIZE)
+    np.testing.assert_array_equal(raw, rays(K, D, SIZE, SIZE))
+    empty = np.zeros((3, 4))
+    assert lens("", K, NO_DISTORTION, empty, True)[0] is K and lens("plumb_bob", K, 0 * D, empty, True)[0] is K
+    with pytest.raises(ImageError, match="without P"):
+        lens("plumb_bob", K, D, empty, True)
+
+
+@pytest.mark.parametrize(
+    ("model", "number"),
+    [("equidistant", 4), ("fisheye", 0), ("", 5), ("plumb_bob", 3), ("plumb_bob", 8), ("rational_polynomial", 5)],
+)
+def test_a_lens_that_is_not_understood_is_named(model: str, number: int) -> None:
+    with pytest.raises(ImageError, match=f"'{model}' with {number} coefficients"):
+        lens(model, K, np.full(number, 0.01), np.zeros((3, 4)), False)
+
+
+@pytest.mark.parametrize(("model", "number"), [(m, n) for m, numbers in MODELS.items() for n in numbers])
+def test_every_known_number_of_coefficients_is_taken(model: str, number: int) -> None:
+    view = rays(*lens(model, K, np.full(number, 0.001), np.zeros((3, 4)), False), SIZE, SIZE)
+    assert view.shape == (*SIZE, 2) and np.isfinite(view).all()
+
+
 def test_depth_beyond_the_limits_and_unknown_depth_are_left_out() -> None:
     depth = plane()
     depth[10:20] = np.nan
@@ -79,6 +110,8 @@ def test_info_of_another_view_is_refused() -> None:
         rays(K, NO_DISTORTION, SIZE, (64, 64))
     with pytest.raises(ImageError, match="calibration"):
         rays(np.zeros((3, 3)), NO_DISTORTION, SIZE, SIZE)
+    with pytest.raises(ImageError, match="calibration"):
+        rays(np.full((3, 3), np.nan), NO_DISTORTION, SIZE, SIZE)
 
 
 def test_cloud_and_markers() -> None:
@@ -104,8 +137,11 @@ def instances(stamp: int) -> InstanceArray:
     return message
 
 
-def played(module: str, output: str, kind: Any, inputs: dict[str, Any]) -> Any:
-    """Starts a node, listens to its output, and plays inputs (topic: stamp -> message) until something comes."""
+def played(module: str, output: str, kind: Any, inputs: dict[str, Any], best_effort: tuple[str, ...] = ()) -> Any:
+    """Starts a node, listens to its output, and plays inputs (topic: stamp -> message) until something comes.
+
+    The viewer is first, the publishers come later: reliable but for the topics in `best_effort`.
+    """
     received: list[Any] = []
     process = Process(module)
     try:
@@ -116,7 +152,8 @@ def played(module: str, output: str, kind: Any, inputs: dict[str, Any]) -> Any:
                 stamp = next_stamp()
                 for topic, make in inputs.items():
                     message = make(stamp)
-                    friend.publisher(kind=type(message), topic=topic).publish(message)
+                    reliable = topic not in best_effort
+                    friend.publisher(kind=type(message), topic=topic, reliable=reliable).publish(message)
                 return bool(received) or friend.pause(0.05)
 
             wait_until(play, f"{output} in:\n{process.output}")
@@ -144,7 +181,7 @@ def test_project3d_node() -> None:
 
 def test_overlay_node() -> None:
     inputs = {"/camera/image": image_message, "/camera/instances": instances}
-    drawn = played("ausm_ros.overlay_node", "/overlay/camera/image", Image, inputs)
+    drawn = played("ausm_ros.overlay_node", "/overlay/camera/image", Image, inputs, ("/camera/image",))
     plain = np.frombuffer(image_message(1).data, np.uint8).reshape(*SIZE, 3)
     changed = (np.frombuffer(drawn.data, np.uint8).reshape(*SIZE, 3) != plain).any(2)
     assert drawn.encoding == "rgb8" and changed[square()].mean() > 0.9 and changed.mean() < 0.8

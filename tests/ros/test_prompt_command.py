@@ -8,8 +8,9 @@ import pytest
 from ausm_ros.msg import Instance, Prompt, PromptResult
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects
 
+from ausm_ros import prompt, prompt_page
 from ausm_ros.messages import to_time
-from ausm_ros.prompt import Operator, make_parser, run
+from ausm_ros.prompt import NoAnswer, Operator, make_parser, run
 from ausm_ros.prompts import Code
 
 
@@ -93,3 +94,47 @@ def test_wrong_command_lines(words: list[str], told: str, capsys: pytest.Capture
     with pytest.raises(SystemExit) as left:
         run(parser.parse_args(words), parser, SimpleNamespace())
     assert left.value.code == 64 and told in capsys.readouterr().err
+
+
+class Topics:
+    """A node that sees these topics, the first one a moment before the others."""
+
+    def __init__(self, *names: str, unpublished: str = "") -> None:
+        self._names, self._unpublished, self._looks = list(names), unpublished, 0
+
+    def get_topic_names_and_types(self) -> list[tuple[str, list[str]]]:
+        self._looks += 1
+        return [(name, []) for name in self._names[: None if self._looks > 1 else 1]]
+
+    def count_publishers(self, name: str) -> int:
+        return int(name != self._unpublished)
+
+
+def clicked(monkeypatch: pytest.MonkeyPatch, topics: Topics, *words: str) -> str:
+    """The camera whose page is served."""
+    monkeypatch.setattr(prompt_page, "SETTLE", 0.01)
+    served: list[str] = []
+    monkeypatch.setattr(prompt, "serve", lambda node, target, camera, bind, port: served.append(camera) or 0)
+    parser = make_parser()
+    node: Any = topics
+    assert run(parser.parse_args(["click", "--timeout", "0.3", *words]), parser, node) == 0
+    return served[0]
+
+
+def test_click_finds_the_only_camera(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    others = (
+        "/perception/front/instances",
+        "/overlay/rear/image",
+        "/robot/perception/left/overlay",
+        "/perception/a/b/overlay",
+    )
+    front, rear = "/perception/front/overlay", "/perception/rear/overlay"
+    assert clicked(monkeypatch, Topics(front, *others)) == "front"
+    assert clicked(monkeypatch, Topics(front, rear, unpublished=rear)) == "front"  # somebody only looks for it
+    assert clicked(monkeypatch, Topics(front, *others), "--node", "/robot/perception/") == "left"
+    assert clicked(monkeypatch, Topics(front, rear), "--camera", "rear") == "rear"
+    with pytest.raises(SystemExit) as left:
+        clicked(monkeypatch, Topics(front, rear))
+    assert left.value.code == 64 and "2 cameras, give --camera: front, rear" in capsys.readouterr().err
+    with pytest.raises(NoAnswer, match="no topic /perception/"):
+        clicked(monkeypatch, Topics(*others))
