@@ -15,7 +15,7 @@ from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.errors import InputError
-from ausm.evaluate.manifest import Manifest
+from ausm.evaluate.manifest import Manifest, data_settings
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
 from ausm.masks import write_palette_png
 from ausm.metrics.davis import Statistics, make_score
@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
     digest = weights.sha256(weights.resolve(args.checkpoint))
     settings = {"checkpoint_sha256": digest, "multi": args.multi, "short_side": args.short_side, "seed": args.seed}
+    settings |= data_settings(root=args.root)
     manifest = Manifest(args.out / "manifest.json", settings)
     model = ausm.load(args.checkpoint, device=args.device)
 

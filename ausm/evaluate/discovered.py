@@ -30,8 +30,13 @@ class VideoEntry:
 
 @dataclass(frozen=True)
 class VideoSet:
-    """An annotation file: videos by id, category ids ascending, true tracks (none on a split without labels)."""
+    """An annotation file: videos by id, category ids ascending, true tracks (none on a split without labels).
 
+    annotations, images: the file and the folder of images that were found.
+    """
+
+    annotations: Path
+    images: Path
     videos: dict[int, VideoEntry]
     categories: list[int]
     truth: list[dict[str, Any]]
@@ -63,7 +68,7 @@ def load_video_set(
         raise InputError(f"{annotations}: not a YouTube-VIS file ({type(error).__name__}: {error})") from error
     if not videos:
         raise InputError(f"{annotations}: lists no video")
-    return VideoSet(videos, categories, truth)
+    return VideoSet(annotations, images, videos, categories, truth)
 
 
 class _Collected:

@@ -16,7 +16,7 @@ from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
-from ausm.evaluate.manifest import Manifest
+from ausm.evaluate.manifest import Manifest, data_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     head = None if args.class_agnostic else choose_head(known, args.head, args.benchmark, len(videos.categories))
     settings = {"benchmark": args.benchmark, "checkpoint_sha256": digest, "head": head, "top": top}
     settings |= {"score_threshold": args.score_threshold, "repeat": args.repeat}
-    settings |= {"short_side": args.short_side, "seed": args.seed}
+    settings |= {"short_side": args.short_side, "seed": args.seed, "split": args.split}
+    settings |= data_settings(videos.annotations, root=args.root, images=videos.images)
     manifest = Manifest(args.out / "manifest.json", settings)
     config = ausm.StreamConfig(score_threshold=args.score_threshold, short_side=args.short_side, head=head)
     parts = args.out / "videos"

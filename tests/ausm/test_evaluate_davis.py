@@ -184,6 +184,9 @@ def test_resumes_and_refuses_to_mix(root: Path, tmp_path: Path, streams, checkpo
     (out / "one/00002.png").unlink()
     assert cli.main(command(root, out, checkpoint)) == 0
     assert ran[9:] == [("", "one")] and (out / "one/00002.png").exists()
+    assert cli.main(command(root.rename(tmp_path / "other"), out, checkpoint)) == 2
+    assert f"results of another run: root {root} there, {tmp_path / 'other'} now" in capsys.readouterr().err
+    root = (tmp_path / "other").rename(root)
     checkpoint.write_bytes(b"weights b")
     assert cli.main(command(root, out, checkpoint)) == 2
     assert "results of another run: checkpoint_sha256" in capsys.readouterr().err

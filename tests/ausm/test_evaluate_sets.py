@@ -1,6 +1,7 @@
 """MOSE, YouTube-VOS, YouTube-VIS and OVIS on small trees in their layouts, with a stream whose masks are known."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -126,6 +127,26 @@ def test_local_annotations_are_scored_and_only_first_masks_are_given(
     assert figures["objects"] == 2 and figures["J"] == pytest.approx(50.0) and figures["F"] == pytest.approx(50.0)
 
 
+def test_results_of_other_youtube_vos_data_are_not_taken(
+    youtube_vos: Path, tmp_path: Path, streams, checkpoint, capsys
+):
+    command = ["eval", "youtube-vos", "--out", str(tmp_path / "o"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*command, "--root", str(youtube_vos)]) == 0 and len(streams) == 1
+    assert cli.main([*command, "--root", f"{youtube_vos}/../yt"]) == 0 and len(streams) == 1  # the same folder
+    shutil.copytree(youtube_vos, tmp_path / "2019")
+    assert cli.main([*command, "--root", str(tmp_path / "2019")]) == 2
+    assert f"root {youtube_vos} there, {tmp_path / '2019'} now" in capsys.readouterr().err
+    full, fuller = (str(shutil.copytree(youtube_vos / "JPEGImages", tmp_path / name)) for name in ("full", "fuller"))
+    for other in (full, fuller):
+        assert cli.main([*command, "--root", str(youtube_vos), "--all-frames", other]) == 2
+        assert f"all_frames None there, {other} now" in capsys.readouterr().err
+    meta = json.loads((youtube_vos / "meta.json").read_text())
+    meta["videos"]["v"]["objects"]["1"]["frames"].pop()
+    (youtube_vos / "meta.json").write_text(json.dumps(meta))
+    assert cli.main([*command, "--root", str(youtube_vos)]) == 2
+    assert "list_sha256" in capsys.readouterr().err and len(streams) == 1
+
+
 def test_youtube_vos_faults(youtube_vos: Path) -> None:
     (youtube_vos / f"Annotations/v/{STEMS[2]}.png").unlink()
     with pytest.raises(InputError, match="first mask of object 2 is missing"):
@@ -211,6 +232,21 @@ def test_results_file_and_local_ap(vis: Path, tmp_path: Path, streams, checkpoin
     assert rows[0]["segmentations"][0] == encode_segmentation(scene(0)[..., 0] == 200)
     assert cli.main(command) == 0 and len(streams) == 1  # resumed
     assert last_line(capsys) == figures
+
+
+def test_results_of_another_split_are_not_taken(vis: Path, tmp_path: Path, streams, checkpoint, capsys) -> None:
+    command = ["eval", "youtube-vis", "--root", str(vis), "--out", str(tmp_path / "o"), "--class-agnostic"]
+    command += ["--checkpoint", str(checkpoint)]
+    assert cli.main(command) == 0
+    shutil.copytree(vis / "valid", vis / "train")  # its videos have the same ids
+    assert cli.main([*command, "--split", "train"]) == 2
+    assert "split valid there, train now" in capsys.readouterr().err
+    assert cli.main([*command, "--images", str(vis / "train/JPEGImages")]) == 2
+    assert f"images {vis / 'valid/JPEGImages'} there" in capsys.readouterr().err
+    table = json.loads((vis / "valid/instances.json").read_text())
+    (vis / "valid/instances.json").write_text(json.dumps(table | {"info": "corrected"}))
+    assert cli.main(command) == 2
+    assert "list_sha256" in capsys.readouterr().err and len(streams) == 1
 
 
 def test_best_objects_of_each_frame(vis: Path) -> None:
