@@ -11,6 +11,7 @@ from PIL import Image
 
 import ausm
 from ausm import cli
+from ausm.class_names import CLASS_NAMES
 from ausm.config import nano
 from ausm.errors import AusmError, InputError, SizeError
 from ausm.evaluate.discovered import load_video_set, run_discovered
@@ -278,10 +279,31 @@ def test_ovis_layout_and_class_head(vis: Path, tmp_path: Path, streams, checkpoi
     assert "2 categories, no head ovis of that size" in capsys.readouterr().err
     assert cli.main([*command, "--class-agnostic"]) == 0
     assert last_line(capsys)["AP"] is None  # no labels
-    assert choose_head({"ovis": 25, "coco": 80}, None, "ovis", 25) == "ovis"
-    assert choose_head({"ytvis19": 40, "ytvis21": 40}, "ytvis21", "youtube-vis", 40) == "ytvis21"
+    assert choose_head({"ovis": 25, "coco": 80}, None, "ovis", [""] * 25) == "ovis"
     with pytest.raises(AusmError, match="no head coco"):
-        choose_head({"coco": 80}, "coco", "ovis", 25)
+        choose_head({"coco": 80}, "coco", "ovis", [""] * 25)
+
+
+def test_the_head_of_an_edition_is_known_by_the_names_of_its_categories() -> None:
+    heads, unknown = {"ytvis19": 40, "ytvis21": 40}, [f"thing {i}" for i in range(40)]
+    for head in heads:
+        names = [name.replace(" ", "_") for name in CLASS_NAMES[head]]  # as in the files
+        assert len(set(names)) == 40 and choose_head(heads, None, "youtube-vis", names) == head
+    assert choose_head(heads, "ytvis21", "youtube-vis", unknown) == "ytvis21"
+    assert choose_head({"ytvis21": 40}, None, "youtube-vis", unknown) == "ytvis21"
+    with pytest.raises(AusmError, match=r"40 categories .* heads ytvis19 and ytvis21: choose one with --head"):
+        choose_head(heads, None, "youtube-vis", unknown)
+    with pytest.raises(AusmError, match=r"40 categories, no head ytvis21 of that size among \{'ytvis19': 40\}"):
+        choose_head({"ytvis19": 40}, None, "youtube-vis", CLASS_NAMES["ytvis21"])
+
+
+def test_names_of_categories_are_in_the_order_of_their_ids(vis: Path) -> None:
+    path = vis / "valid/instances.json"
+    table = json.loads(path.read_text())
+    table["categories"] = [{"id": 9, "name": "giant_panda"}, {"id": 3}]
+    path.write_text(json.dumps(table))
+    videos = load_video_set(vis)
+    assert videos.categories == [3, 9] and videos.names == ["", "giant_panda"]
 
 
 def test_vis_faults(vis: Path) -> None:
