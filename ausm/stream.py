@@ -384,7 +384,7 @@ class Stream:
         state, g = self._running()
         marks = resize_prompts(masks, g, state.size).to(self._device)
         others = [i for i in range(len(self._roster)) if i not in rows]
-        self._M = self._M.clone()
+        self._M, self._masks = self._M.clone(), self._masks.copy()  # of the old ones rows are handed out
         self._M[others] &= ~marks.any(0)
         self._M[rows] = marks
         self._masks[others] &= ~masks.any(0)

@@ -220,6 +220,18 @@ def test_reprompt_keeps_the_id_and_moves_it() -> None:
     assert iou(tracks[a].mask, rectangle(B)) > 0.9 and tracks[a].first_frame == 0
 
 
+def test_a_prompt_leaves_masks_alone_that_were_handed_out() -> None:
+    stream = stream_of([{"a": A, "b": B}] * 2)
+    out = stream.step(IMAGE)
+    before = [t.mask.copy() for t in out.tracks]
+    stream.prompt(rectangle((0, 0, 48, 48))[None], track_ids=[1])  # moves 1, takes pixels of 2
+    again = stream.current
+    assert all(np.array_equal(t.mask, m) for t, m in zip(out.tracks, before, strict=True))
+    assert again is not None and iou(by_id(again)[1].mask, rectangle((0, 0, 48, 48))) == 1
+    stream.prompt(rectangle(C)[None], track_ids=[1])
+    assert iou(by_id(again)[1].mask, rectangle((0, 0, 48, 48))) == 1
+
+
 def test_remove_frees_the_slot_and_never_the_id() -> None:
     stream = stream_of([{"a": A}, {"a": A}, {"a": A}])
     stream.step(IMAGE)
