@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def read_sequences(argument: str | None, root: Path) -> list[str]:
     """Names of a file (a name or an image path per line) or of a list with commas; None: all that are annotated."""
     if argument is None:
         return list_sequences(root)
-    if Path(argument).is_file():
+    if os.path.isfile(argument):  # Path.is_file raises OSError for a list longer than a file name may be
         lines = [line.split()[0] for line in Path(argument).read_text().splitlines() if line.strip()]
         names = [Path(line).parent.name if "/" in line else line for line in lines]  # DAVIS 2016 lists its images
     else:
