@@ -82,7 +82,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order. Raises InputError for two of one name."""
+    """The images directly in a folder, in natural order. InputError: no such folder, or two images of one name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     paths.sort(key=lambda p: natural_key(p.name))
     names: dict[str, Path] = {}

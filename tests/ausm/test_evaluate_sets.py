@@ -155,6 +155,8 @@ def test_youtube_vos_faults(youtube_vos: Path) -> None:
     (youtube_vos / f"JPEGImages/v/{STEMS[3]}.jpg").unlink()
     with pytest.raises(InputError, match=f"v: .*first {STEMS[3]}"):
         youtube_vos_videos(youtube_vos)
+    with pytest.raises(InputError, match=r"full/v: no such folder"):
+        youtube_vos_videos(youtube_vos, youtube_vos / "full")
     (youtube_vos / "meta.json").write_text("[]")
     with pytest.raises(InputError, match=r"meta\.json: not a YouTube-VOS list"):
         youtube_vos_videos(youtube_vos)
