@@ -118,6 +118,11 @@ class Roster:
         self.records.remove(record)
         self.slots.release(record.slot, frame)
 
+    def forget_classes(self) -> None:
+        """Start to sum class probabilities anew, for another head."""
+        for record in self.records:
+            record.class_sum = []
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": [asdict(r) for r in self.records],

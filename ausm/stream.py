@@ -228,8 +228,7 @@ class Stream:
         config = replace(self.config, **changes)
         self._check_head(config.head)
         if config.head != self.config.head:  # probabilities of two heads cannot be summed
-            for record in self._roster.records:
-                record.class_sum = []
+            self._roster.forget_classes()
         self.config = config
         self._roster.slots.cool_down = config.cool_down
 
@@ -248,14 +247,16 @@ class Stream:
         """Everything that decides the future of the stream, as copies; bit-exact with `load_state_dict`."""
         parts = {name: deepcopy(getattr(self, name)) for name in SNAPSHOT}
         saved = deepcopy(self._saved) if self._can_undo() else None
-        return {**parts, "roster": self._roster.state_dict(), "saved": saved}
+        return {**parts, "roster": self._roster.state_dict(), "saved": saved, "head": self.config.head}
 
     @torch.inference_mode()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a snapshot of a stream of the same model, capacity and seed."""
+        """Continue from a snapshot of a stream of the same model, capacity and seed; settings stay as they are."""
         for name in SNAPSHOT:
             setattr(self, name, deepcopy(state[name]))
         self._roster.load_state_dict(state["roster"])
+        if state.get("head", self.config.head) != self.config.head:  # snapshots had no head at first
+            self._roster.forget_classes()
         self._saved, self._saved_frame, self._out = deepcopy(state["saved"]), self._frame, None
 
     # --- checks -------------------------------------------------------------------------------------------------

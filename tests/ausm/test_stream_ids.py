@@ -261,6 +261,23 @@ def test_classes_are_averaged_and_follow_the_head() -> None:
     assert by_id(stream.step(IMAGE))[1].state == TrackState.TRACKED
 
 
+@pytest.mark.parametrize("head", ["sim", None])
+def test_a_snapshot_from_before_another_head_forgets_the_classes(head: str | None) -> None:
+    stream = stream_of([{"a": A}] * 5, head="coco")
+    stream.step(IMAGE)
+    snapshot = stream.state_dict()
+    stream.load_state_dict(snapshot)
+    assert by_id(stream.step(IMAGE))[1].class_name == "bicycle" and len(stream._roster.records[0].class_sum) == 3
+    stream.configure(head=head)
+    stream.load_state_dict(snapshot)
+    track = by_id(stream.step(IMAGE))[1]
+    assert (track.class_id, track.track_id) == (-1 if head is None else 2, 1)
+    del snapshot["head"]  # as older snapshots
+    stream.configure(head="coco")
+    stream.load_state_dict(snapshot)
+    assert by_id(stream.step(IMAGE))[1].class_score == pytest.approx(1, abs=1e-4)
+
+
 def test_settings_change_while_running() -> None:
     stream = stream_of([{"a": A}, {"a": A, "b": (B, 0.0)}, {"a": A, "b": (B, 0.0)}, {"c": C}])
     stream.step(IMAGE)
