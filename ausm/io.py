@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ausm.errors import AusmError, InputError, SizeError
+from ausm.image_encodings import ends_early
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 BAG_SUFFIXES = (".mcap", ".db3")
@@ -74,8 +75,19 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the stored pixels: EXIF rotation is not applied, so masks drawn on the pixels fit."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    """(H, W, 3) uint8 RGB of the stored pixels: EXIF rotation is not applied, so masks drawn on the pixels fit.
+
+    Raises InputError for what cannot be decoded or was cut off.
+    """
+    try:
+        data = path.read_bytes()
+        if ends_early(data):
+            raise InputError(f"{path}: its {len(data)} bytes end before the image does")
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except cv2.error:  # an empty file
+        image = None
     if image is None:
         raise InputError(f"{path}: cannot be decoded as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

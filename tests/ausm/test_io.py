@@ -9,7 +9,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from ausm.errors import AusmError, ImageError, InputError, SizeError
-from ausm.io import natural_key, open_frames
+from ausm.io import natural_key, open_frames, read_image
 from ausm.visualize import VideoWriter
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -89,6 +89,30 @@ def test_folder_faults(tmp_path: Path) -> None:
         list(open_frames(cut))
     with pytest.raises(InputError, match="no such file"):
         open_frames(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_cut_jpeg_is_no_image_and_one_with_more_behind_it_is(tmp_path: Path, progressive: int) -> None:
+    image = cv2.GaussianBlur(picture(0, 200, 300), (0, 0), 5)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    data = cv2.imencode(".jpg", image, options)[1].tobytes()
+    preview = cv2.imencode(".jpg", image[:80, :80])[1].tobytes()
+    exif = b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview  # a whole image within the header
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    whole = read_image(path)
+    for start, end in ((data[:2], b""), (data[:2], b"\0" * 9000), (data[:2], preview), (data[:2] + exif, b"\r\n")):
+        path.write_bytes(start + data[2:] + end)
+        assert np.array_equal(read_image(path), whole)
+    for length in (len(data) // 2, len(data) - 2):
+        path.write_bytes(data[:2] + exif + data[2:length])
+        with pytest.raises(InputError, match=rf"a\.jpg: its {len(exif) + length} bytes end before the image does"):
+            read_image(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be decoded"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be read \(No such file"):
+        read_image(tmp_path / "b.jpg")
 
 
 def test_video(tmp_path: Path) -> None:
