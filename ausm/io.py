@@ -14,6 +14,7 @@ from ausm.image_encodings import ends_early
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 BAG_SUFFIXES = (".mcap", ".db3")
+MISCOUNT = 2  # frames by which the header of a video may count wrong
 NOMINAL_RATE = 24.0  # Hz, for stamps where the input has no clock
 
 
@@ -155,7 +156,7 @@ def _open_video(path: Path) -> FrameSource:
             capture.release()
         if index == 0:
             raise InputError(f"{path}: no frame could be decoded")
-        if count is not None and index < count - max(2, count // 20):  # headers miscount by a frame or two
+        if count is not None and index < count - MISCOUNT:
             raise InputError(f"{path}: only {index} of {count} frames could be decoded")
 
     return FrameSource("video", path, read, rate=rate, count=count)

@@ -142,6 +142,39 @@ def test_video_faults(tmp_path: Path) -> None:
         list(open_frames(tmp_path / "half.avi"))
 
 
+@pytest.mark.parametrize(("missing", "whole"), [(2, True), (3, False)])
+def test_a_header_may_miscount_by_two_frames_in_a_long_video_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, whole: bool
+) -> None:
+    class Short:
+        """200 frames announced."""
+
+        def __init__(self, *_: object) -> None:
+            self.left = 200 - missing
+
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, what: int) -> float:
+            return 200.0 if what == cv2.CAP_PROP_FRAME_COUNT else 30.0
+
+        def read(self):
+            self.left -= 1
+            return self.left >= 0, picture(0)
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Short)
+    (tmp_path / "v.mp4").touch()
+    source = open_frames(tmp_path / "v.mp4")
+    if whole:
+        assert len(list(source)) == 198
+    else:
+        with pytest.raises(InputError, match=r"v\.mp4: only 197 of 200 frames could be decoded"):
+            list(source)
+
+
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize("make", [raw_message, png_message])
 def test_bag(tmp_path: Path, storage: StoragePlugin, make) -> None:
