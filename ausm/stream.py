@@ -211,7 +211,7 @@ class Stream:
     @torch.inference_mode()
     def reset(self) -> None:
         """Back to before the first frame: no objects, zero state, ids from 1 again, any image size."""
-        self._roster = Roster(self.model.config.N_id, self.capacity, self.config.cool_down, self.seed)
+        self._roster = Roster(self.model.config.N_id, self.capacity, self.seed)
         self._frame = -1
         self._geometry, self._state = None, None
         self._saved, self._saved_frame = None, -1
@@ -230,7 +230,6 @@ class Stream:
         if config.head != self.config.head:  # probabilities of two heads cannot be summed
             self._roster.forget_classes()
         self.config = config
-        self._roster.slots.cool_down = config.cool_down
 
     @torch.inference_mode()
     def wipe_state(self) -> None:
@@ -359,7 +358,7 @@ class Stream:
 
     def _retire(self, record: Record) -> None:
         """Give the slot back; rows of M and masks are the caller's business. Reported once as REMOVED."""
-        self._roster.retire(record, self._frame)
+        self._roster.retire(record)
         if self._geometry is not None:
             empty = np.zeros((self._geometry.height, self._geometry.width), bool)
             self._removed.append(record.track(self._frame, empty, TrackState.REMOVED, self._class_names()))

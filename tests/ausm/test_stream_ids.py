@@ -126,7 +126,7 @@ def test_500_objects_through_100_slots() -> None:
             shown[f"{born}-{i}"] = (y, x, y + 8, x + 8)
         world.append(shown)
     model = ScriptedModel(world, N_id=100, N_det=40)
-    stream = ausm.Stream(model, config=StreamConfig(max_missed=1, dedupe_iou=1.0, cool_down=2))
+    stream = ausm.Stream(model, config=StreamConfig(max_missed=1, dedupe_iou=1.0))
     seen: dict[int, set[int]] = {}
     freed: dict[int, int] = {}
     before: dict[int, int] = {}
