@@ -20,10 +20,21 @@ def check_image(image: np.ndarray) -> None:
 
 
 def check_masks(masks: np.ndarray) -> np.ndarray:
-    """Prompt masks as (n, H, W) bool. Raises SizeError for another shape, EmptyMaskError for one without a pixel."""
+    """Prompt masks as (n, H, W) bool; of integers, whatever is not 0 is object.
+
+    Raises SizeError for another shape, AusmError for values that say neither yes nor no, EmptyMaskError for a mask
+    without a pixel.
+    """
     if not isinstance(masks, np.ndarray) or masks.ndim != 3 or len(masks) == 0:
         what = f"{masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
         raise SizeError(f"masks are (n, H, W) bool with n >= 1, got {what}")
+    if masks.dtype.kind not in "buif":
+        raise AusmError(f"masks are bool, integers or floats of 0 and 1, got {masks.dtype}")
+    if masks.dtype.kind == "f":  # a soft mask is above 0 nearly everywhere: taken as bool it were the whole image
+        soft = masks[(masks != 0) & (masks != 1)]
+        if soft.size:
+            numbers = f"{soft.size} of {masks.size} values are neither 0 nor 1, {soft.min():g} to {soft.max():g}"
+            raise AusmError(f"masks of {masks.dtype}: {numbers}; compare them with a threshold")
     masks = masks.astype(bool)
     empty = [i for i, m in enumerate(masks) if not m.any()]
     if empty:

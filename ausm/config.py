@@ -173,7 +173,6 @@ def _tuples(value: Any) -> Any:
 RANGES: dict[str, tuple[int, float]] = {  # of the numbers in a StreamConfig
     **dict.fromkeys(("score_threshold", "prompt_threshold", "dedupe_iou"), (0, 1)),
     **dict.fromkeys(("birth_hits", "max_missed", "min_area", "capacity"), (1, math.inf)),
-    "cool_down": (0, math.inf),
     "short_side": (32, math.inf),
 }
 
@@ -192,7 +191,6 @@ class StreamConfig:
     max_missed: int = 150  # frames unseen before a discovered track is retired (A10)
     dedupe_iou: float = 0.7  # a detection overlapping a live track or a better detection by more is dropped (A11)
     min_area: int = 16  # pixels of the input image; smaller discoveries are dropped
-    cool_down: int = 30  # frames before a freed slot is preferred again (A10)
     head: str | None = None  # class head in use; None = class-agnostic
 
     def __post_init__(self) -> None:

@@ -166,6 +166,23 @@ def read_header(data: bytes) -> ImageHeader:
     raise ImageError(f"neither PNG nor JPEG: {len(data)} bytes starting {data[:8].hex() or '(nothing)'}")
 
 
+def ends_early(data: bytes) -> bool:
+    """Whether a PNG or JPEG was cut off: decoders fill what is missing of a JPEG with grey.
+
+    Whatever follows the end of the image is nobody's business: cameras add padding, previews and whole videos. Of a
+    preview before the image (EXIF) the end does not count.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data.rfind(b"IEND") < 0
+    if data[:2] != b"\xff\xd8":
+        return False
+    try:
+        start = _jpeg_header(data)[1]
+    except ImageError:  # a decoder may know better
+        start = 2
+    return data.find(b"\xff\xd9", start) < 0
+
+
 def decode_compressed(data: Any, format: str = "", max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """The pixels of a PNG or JPEG, as in `sensor_msgs/CompressedImage`.
 
@@ -182,9 +199,7 @@ def decode_compressed(data: Any, format: str = "", max_pixels: int = DEFAULT_MAX
         raise ImageError(f"{what}: between 1 and {max_pixels} pixels are accepted")
     if header.height * header.width > DENSITY[header.kind] * len(raw):
         raise ImageError(f"{what}: {len(raw)} bytes cannot hold that many pixels")
-    if header.kind == "jpeg" and raw.find(b"\xff\xd9", _jpeg_header(raw)[1]) < 0:
-        raise ImageError(f"{what}: {len(raw)} bytes end before the image does")
-    if header.kind == "png" and raw.rfind(b"IEND") < 0:
+    if ends_early(raw):
         raise ImageError(f"{what}: {len(raw)} bytes end before the image does")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ausm.errors import AusmError, InputError, SizeError
+from ausm.image_encodings import ends_early
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 BAG_SUFFIXES = (".mcap", ".db3")
+MISCOUNT = 2  # frames by which the header of a video may count wrong
 NOMINAL_RATE = 24.0  # Hz, for stamps where the input has no clock
 
 
@@ -74,15 +76,28 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the stored pixels: EXIF rotation is not applied, so masks drawn on the pixels fit."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    """(H, W, 3) uint8 RGB of the stored pixels: EXIF rotation is not applied, so masks drawn on the pixels fit.
+
+    Raises InputError for what cannot be decoded or was cut off.
+    """
+    try:
+        data = path.read_bytes()
+        if ends_early(data):
+            raise InputError(f"{path}: its {len(data)} bytes end before the image does")
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except cv2.error:  # an empty file
+        image = None
     if image is None:
         raise InputError(f"{path}: cannot be decoded as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order. Raises InputError for two of one name."""
+    """The images directly in a folder, in natural order. InputError: no such folder, or two images of one name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     paths.sort(key=lambda p: natural_key(p.name))
     names: dict[str, Path] = {}
@@ -141,7 +156,7 @@ def _open_video(path: Path) -> FrameSource:
             capture.release()
         if index == 0:
             raise InputError(f"{path}: no frame could be decoded")
-        if count is not None and index < count - max(2, count // 20):  # headers miscount by a frame or two
+        if count is not None and index < count - MISCOUNT:
             raise InputError(f"{path}: only {index} of {count} frames could be decoded")
 
     return FrameSource("video", path, read, rate=rate, count=count)

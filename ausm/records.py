@@ -72,9 +72,9 @@ class Record:
 class Roster:
     """The live objects of one stream. Invariant: one record per used slot; public ids only grow."""
 
-    def __init__(self, N_id: int, capacity: int, cool_down: int, seed: int) -> None:
+    def __init__(self, N_id: int, capacity: int, seed: int) -> None:
         self.capacity = capacity
-        self.slots = SlotBuffer(N_id, cool_down, seed)
+        self.slots = SlotBuffer(N_id, seed)
         self.records: list[Record] = []
         self.next_id = 1
 
@@ -114,9 +114,14 @@ class Roster:
         self.records.append(record)
         return record
 
-    def retire(self, record: Record, frame: int) -> None:
+    def retire(self, record: Record) -> None:
         self.records.remove(record)
-        self.slots.release(record.slot, frame)
+        self.slots.release(record.slot)
+
+    def forget_classes(self) -> None:
+        """Start to sum class probabilities anew, for another head."""
+        for record in self.records:
+            record.class_sum = []
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -211,7 +211,7 @@ class Stream:
     @torch.inference_mode()
     def reset(self) -> None:
         """Back to before the first frame: no objects, zero state, ids from 1 again, any image size."""
-        self._roster = Roster(self.model.config.N_id, self.capacity, self.config.cool_down, self.seed)
+        self._roster = Roster(self.model.config.N_id, self.capacity, self.seed)
         self._frame = -1
         self._geometry, self._state = None, None
         self._saved, self._saved_frame = None, -1
@@ -228,10 +228,8 @@ class Stream:
         config = replace(self.config, **changes)
         self._check_head(config.head)
         if config.head != self.config.head:  # probabilities of two heads cannot be summed
-            for record in self._roster.records:
-                record.class_sum = []
+            self._roster.forget_classes()
         self.config = config
-        self._roster.slots.cool_down = config.cool_down
 
     @torch.inference_mode()
     def wipe_state(self) -> None:
@@ -248,14 +246,16 @@ class Stream:
         """Everything that decides the future of the stream, as copies; bit-exact with `load_state_dict`."""
         parts = {name: deepcopy(getattr(self, name)) for name in SNAPSHOT}
         saved = deepcopy(self._saved) if self._can_undo() else None
-        return {**parts, "roster": self._roster.state_dict(), "saved": saved}
+        return {**parts, "roster": self._roster.state_dict(), "saved": saved, "head": self.config.head}
 
     @torch.inference_mode()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a snapshot of a stream of the same model, capacity and seed."""
+        """Continue from a snapshot of a stream of the same model, capacity and seed; settings stay as they are."""
         for name in SNAPSHOT:
             setattr(self, name, deepcopy(state[name]))
         self._roster.load_state_dict(state["roster"])
+        if state.get("head", self.config.head) != self.config.head:  # snapshots had no head at first
+            self._roster.forget_classes()
         self._saved, self._saved_frame, self._out = deepcopy(state["saved"]), self._frame, None
 
     # --- checks -------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ class Stream:
 
     def _retire(self, record: Record) -> None:
         """Give the slot back; rows of M and masks are the caller's business. Reported once as REMOVED."""
-        self._roster.retire(record, self._frame)
+        self._roster.retire(record)
         if self._geometry is not None:
             empty = np.zeros((self._geometry.height, self._geometry.width), bool)
             self._removed.append(record.track(self._frame, empty, TrackState.REMOVED, self._class_names()))
@@ -384,7 +384,7 @@ class Stream:
         state, g = self._running()
         marks = resize_prompts(masks, g, state.size).to(self._device)
         others = [i for i in range(len(self._roster)) if i not in rows]
-        self._M = self._M.clone()
+        self._M, self._masks = self._M.clone(), self._masks.copy()  # of the old ones rows are handed out
         self._M[others] &= ~marks.any(0)
         self._M[rows] = marks
         self._masks[others] &= ~masks.any(0)

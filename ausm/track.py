@@ -16,7 +16,7 @@ import ausm
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError, SizeError
-from ausm.io import Frame, FrameSource, open_frames
+from ausm.io import MISCOUNT, Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
 from ausm.tracks import Source, StepOutput, Track, TrackState
 from ausm.visualize import Drawn, VideoWriter, draw_tracks
@@ -88,8 +88,11 @@ def read_prompt(path: Path, frame: int, source: FrameSource) -> Prompt:
     height, width = masks.shape[1:]
     if (height, width) != (source.height, source.width):
         raise SizeError(f"prompt {path} is {height}x{width}, the input {source.height}x{source.width} (height x width)")
-    if frame < 0 or (source.kind != "video" and source.count is not None and frame >= source.count):
-        raise AusmError(f"prompt frame {frame}, the input has frames 0..{(source.count or 1) - 1}")
+    if frame < 0:
+        raise AusmError(f"prompt frame {frame}, frames are counted from 0")
+    spare = MISCOUNT if source.kind == "video" else 0
+    if source.count is not None and frame >= source.count + spare:
+        raise AusmError(f"prompt frame {frame}, the input has frames 0..{source.count - 1}")
     return Prompt(masks, ids, frame)
 
 
@@ -158,6 +161,11 @@ def _open_table(path: Path, head: dict[str, Any]) -> Iterator[_TrackTable]:
         table.abandon()
 
 
+def _files(out: Path) -> tuple[Path, Path]:
+    """The overlay and the table."""
+    return out / "overlay.mp4", out / "tracks.json"
+
+
 def check_out(out: Path, source: FrameSource) -> None:
     """Raises AusmError when the results cannot be written to `out`, or would replace what is not ours."""
     masks = out / "masks"
@@ -165,6 +173,9 @@ def check_out(out: Path, source: FrameSource) -> None:
     check_out_folder(masks)
     if source.path.resolve() == masks.resolve():
         raise AusmError(f"the masks would overwrite the input {source.path}")
+    for path in (*_files(out), *(masks.iterdir() if masks.exists() else ())):
+        if path.exists() and path.samefile(source.path):
+            raise AusmError(f"the results would overwrite the input {source.path}")
     found = len(list(masks.iterdir())) if masks.exists() else 0
     if found and not any(out.glob("tracks.json*")):
         raise AusmError(f"{masks} already holds {found} files that are not of an earlier run")
@@ -183,12 +194,12 @@ def _prepare(out: Path, source: FrameSource) -> Path:
 
 def track(stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | None = None) -> Summary:
     """Runs a fresh stream over all frames and writes `out`; raises AusmError unless every frame was written."""
-    masks_dir = _prepare(out, source)
+    masks_dir, (overlay_path, table_path) = _prepare(out, source), _files(out)
     ids = _Ids(prompt.ids if prompt else [])
     start, frames, size = time.monotonic(), 0, (source.height, source.width)
     head = {"input": str(source.path), "kind": source.kind, "rate": source.rate, "height": size[0], "width": size[1]}
-    with _open_table(out / "tracks.json", head) as table:
-        with VideoWriter(out / "overlay.mp4", source.rate or 24.0) as video:
+    with _open_table(table_path, head) as table:
+        with VideoWriter(overlay_path, source.rate or 24.0) as video:
             for frame in tqdm(source, total=source.count, unit="frame", file=sys.stderr):
                 given = prompt if prompt and prompt.frame == frame.index else None
                 if given and frame.index == 0:  # before the first step: the prompt is part of the history it starts on

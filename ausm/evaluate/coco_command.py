@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop duplicates of better masks (default: with --class-agnostic)",
     )
     parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the detections as COCO results")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="write the detections as COCO results; those of a run that breaks off to FILE.partial",
+    )
     add_model_arguments(parser, seed=False)
 
 
@@ -41,8 +47,22 @@ def run(args: argparse.Namespace) -> int:
         check_out_folder(args.out.parent)
         if args.out.is_dir():
             raise InputError(f"--out {args.out}: is a folder, a file is needed")
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit}: at least 1")
+
+    def keep(detections: list[dict[str, Any]], done: int, images: int) -> None:
+        if args.out is None or not done:
+            return
+        partial = args.out.with_name(f"{args.out.name}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(detections))
+        if done == images:
+            partial.replace(args.out)
+        else:
+            print(f"ausm: the detections on the first {done} of {images} images are in {partial}", file=sys.stderr)
+
     digest = weights.sha256(weights.resolve(args.checkpoint))
-    result, detections = coco(
+    result, _ = coco(
         ausm.load(args.checkpoint, device=args.device),
         args.images,
         args.annotations,
@@ -54,10 +74,8 @@ def run(args: argparse.Namespace) -> int:
         short_side=args.short_side,
         limit=args.limit,
         progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),
+        keep=keep,
     )
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(detections))
     for name, value in result._asdict().items():
         print(f"{name:<10} {value:6.1f}" if isinstance(value, float) else f"{name:<10} {value:4d}")
     figures = {name: None if math.isnan(value) else value for name, value in result._asdict().items()}

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.errors import InputError
-from ausm.evaluate.manifest import Manifest
+from ausm.evaluate.manifest import Manifest, data_settings
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
 from ausm.masks import write_palette_png
 from ausm.metrics.davis import Statistics, make_score
@@ -41,7 +42,7 @@ def read_sequences(argument: str | None, root: Path) -> list[str]:
     """Names of a file (a name or an image path per line) or of a list with commas; None: all that are annotated."""
     if argument is None:
         return list_sequences(root)
-    if Path(argument).is_file():
+    if os.path.isfile(argument):  # Path.is_file raises OSError for a list longer than a file name may be
         lines = [line.split()[0] for line in Path(argument).read_text().splitlines() if line.strip()]
         names = [Path(line).parent.name if "/" in line else line for line in lines]  # DAVIS 2016 lists its images
     else:
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     frames = {name: [path.stem for path in find_sequence(args.root, name).images] for name in names}
     digest = weights.sha256(weights.resolve(args.checkpoint))
     settings = {"checkpoint_sha256": digest, "multi": args.multi, "short_side": args.short_side, "seed": args.seed}
+    settings |= data_settings(root=args.root)
     manifest = Manifest(args.out / "manifest.json", settings)
     model = ausm.load(args.checkpoint, device=args.device)
 

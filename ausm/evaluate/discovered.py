@@ -30,10 +30,17 @@ class VideoEntry:
 
 @dataclass(frozen=True)
 class VideoSet:
-    """An annotation file: videos by id, category ids ascending, true tracks (none on a split without labels)."""
+    """An annotation file: videos by id, category ids ascending, true tracks (none on a split without labels).
 
+    names: of the categories, in the same order, "" where the file has none.
+    annotations, images: the file and the folder of images that were found.
+    """
+
+    annotations: Path
+    images: Path
     videos: dict[int, VideoEntry]
     categories: list[int]
+    names: list[str]
     truth: list[dict[str, Any]]
 
 
@@ -57,13 +64,14 @@ def load_video_set(
             int(v["id"]): VideoEntry(int(v["id"]), v["height"], v["width"], [images / n for n in v["file_names"]])
             for v in data["videos"]
         }
-        categories = sorted(int(c["id"]) for c in data["categories"])
+        name_of = {int(c["id"]): str(c.get("name", "")) for c in data["categories"]}
+        categories = sorted(name_of)
         truth = [a for a in data.get("annotations") or [] if a["video_id"] in videos]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{annotations}: not a YouTube-VIS file ({type(error).__name__}: {error})") from error
     if not videos:
         raise InputError(f"{annotations}: lists no video")
-    return VideoSet(videos, categories, truth)
+    return VideoSet(annotations, images, videos, categories, [name_of[i] for i in categories], truth)
 
 
 class _Collected:

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
+from ausm.class_names import CLASS_NAMES
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
-from ausm.evaluate.manifest import Manifest
+from ausm.evaluate.manifest import Manifest, data_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,20 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", type=Path, help="instead of the one found under --root")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for results.json, its zip, manifest")
     parser.add_argument("--class-agnostic", action="store_true", help="ignore classes (for models without this head)")
-    parser.add_argument("--head", help="class head (the one whose number of classes fits)")
+    parser.add_argument("--head", help="class head (the one whose names, or else number, fit)")
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
     parser.add_argument("--top", metavar="K", type=int, help="objects shown per frame (YouTube-VIS 10, OVIS 20)")
     parser.add_argument("--repeat", action="store_true", help="run forward, backward, forward; the last pass counts")
     add_model_arguments(parser)
 
 
-def choose_head(known: dict[str, int], wanted: str | None, benchmark: str, categories: int) -> str:
-    """The class head with one class per category. Raises AusmError when the model has none."""
-    for name in (wanted,) if wanted else HEADS[benchmark]:
-        if known.get(name) == categories:
-            return name
-    asked = wanted or " or ".join(HEADS[benchmark])
-    raise AusmError(f"{categories} categories, no head {asked} of that size among {known}: try --class-agnostic")
+def choose_head(known: dict[str, int], wanted: str | None, benchmark: str, names: Sequence[str]) -> str:
+    """The class head for categories of these names, in the order of their ids.
+
+    Two editions of a benchmark may have equally many categories: unless a head is wanted, their names tell which it is,
+    else their number does. Raises AusmError when no head of the model fits, or several do.
+    """
+    of_file = tuple(name.replace("_", " ").strip().lower() for name in names)
+    heads = (wanted,) if wanted else HEADS[benchmark]
+    if not wanted:
+        heads = tuple(head for head in heads if CLASS_NAMES.get(head) == of_file) or heads
+    fitting = [head for head in heads if known.get(head) == len(names)]
+    if len(fitting) > 1:
+        raise AusmError(
+            f"{len(names)} categories of unknown names fit the heads {' and '.join(fitting)}: choose one with --head"
+        )
+    if not fitting:
+        asked = " or ".join(heads)
+        raise AusmError(f"{len(names)} categories, no head {asked} of that size among {known}: try --class-agnostic")
+    return fitting[0]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,10 +65,11 @@ def run(args: argparse.Namespace) -> int:
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
     known = dict(model.config.heads)
-    head = None if args.class_agnostic else choose_head(known, args.head, args.benchmark, len(videos.categories))
+    head = None if args.class_agnostic else choose_head(known, args.head, args.benchmark, videos.names)
     settings = {"benchmark": args.benchmark, "checkpoint_sha256": digest, "head": head, "top": top}
     settings |= {"score_threshold": args.score_threshold, "repeat": args.repeat}
-    settings |= {"short_side": args.short_side, "seed": args.seed}
+    settings |= {"short_side": args.short_side, "seed": args.seed, "split": args.split}
+    settings |= data_settings(videos.annotations, root=args.root, images=videos.images)
     manifest = Manifest(args.out / "manifest.json", settings)
     config = ausm.StreamConfig(score_threshold=args.score_threshold, short_side=args.short_side, head=head)
     parts = args.out / "videos"

@@ -171,14 +171,19 @@ def coco(
     short_side: int | None = None,
     limit: int | None = None,
     progress: Callable[[list[int]], Iterable[int]] | None = None,
+    keep: Callable[[list[dict[str, Any]], int, int], None] | None = None,
 ) -> tuple[CocoResult, list[dict[str, Any]]]:
     """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
 
     class_agnostic: one class, scored without the head; else the classes of `head`, in the order of the file's category
     ids. repeat, traversal: inference scaling. dedupe: see `detect`; None = where class_agnostic. limit: only the images
-    of the lowest ids. progress: wraps the list of image ids. Raises InputError for a missing image or a head of another
-    number of classes.
+    of the lowest ids. progress: wraps the list of image ids. keep: called once with the results, the number of images
+    they are of and that of all, before they are judged; fewer than all where the run breaks off.
+    Raises InputError for a missing image (before the first is run), one that cannot be read, a head of another number
+    of classes, a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit}: at least 1")
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
     categories = sorted(truth.cats)
@@ -186,14 +191,23 @@ def coco(
         known = dict(model.config.heads)
         if known.get(head) != len(categories):
             raise InputError(f"{annotations} has {len(categories)} categories, the model's heads {known}")
+    missing = [name for i in ids if not (Path(images) / (name := truth.imgs[i]["file_name"])).is_file()]
+    if missing:
+        raise InputError(f"{images}: {len(missing)} of {len(ids)} images are missing, first {missing[0]}")
     unique = class_agnostic if dedupe is None else dedupe
     results: list[dict[str, Any]] = []
+    done = 0
     shown: Iterator[int] = iter(progress(ids) if progress else ids)
-    for image_id in shown:
-        image = read_annotated(truth.imgs[image_id], Path(images))
-        showings = image_showings(image, repeat, traversal)
-        found = detect(model, showings, short_side, None if class_agnostic else head, unique)
-        for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
-            row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
-            results.append(row | {"segmentation": encode_segmentation(mask)})
+    try:
+        for image_id in shown:
+            image = read_annotated(truth.imgs[image_id], Path(images))
+            showings = image_showings(image, repeat, traversal)
+            found = detect(model, showings, short_side, None if class_agnostic else head, unique)
+            for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
+                row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
+                results.append(row | {"segmentation": encode_segmentation(mask)})
+            done += 1
+    finally:
+        if keep:
+            keep(results, done, len(ids))
     return judge(truth, results, ids, class_agnostic), results

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ausm import weights
 from ausm.errors import AusmError
+
+
+def data_settings(file: Path | None = None, **folders: Path | None) -> dict[str, Any]:
+    """The data of a run, as settings: absolute paths of folders and the digest of the file that lists the videos.
+
+    Videos of two data sets or splits often share their names, so the names in a manifest do not tell them apart.
+    """
+    found = {name: None if path is None else str(path.resolve()) for name, path in folders.items()}
+    return found if file is None else found | {"list": str(file.resolve()), "list_sha256": weights.sha256(file)}
 
 
 class Manifest:

@@ -14,7 +14,7 @@ from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError
-from ausm.evaluate.manifest import Manifest
+from ausm.evaluate.manifest import Manifest, data_settings
 from ausm.evaluate.prompted import PromptedVideo, mose_videos, run_prompted, youtube_vos_videos
 from ausm.masks import read_palette_png, write_palette_png
 from ausm.metrics.davis import ObjectScore, SequenceScorer, make_score, mean_statistics
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     names = select(list(by_name), args.videos)
     digest = weights.sha256(weights.resolve(args.checkpoint))
     settings = {"benchmark": benchmark, "checkpoint_sha256": digest, "short_side": args.short_side, "seed": args.seed}
-    settings |= {"all_frames": args.all_frames is not None}
+    listed = args.root / "meta.json" if benchmark == "youtube-vos" else None
+    settings |= data_settings(listed, root=args.root, all_frames=args.all_frames)
     manifest = Manifest(args.out / "manifest.json", settings)
     model = ausm.load(args.checkpoint, device=args.device)
     config = ausm.StreamConfig(discover=False, short_side=args.short_side)

@@ -1,5 +1,6 @@
 """The semi-supervised protocol of DAVIS: the masks of the first frame are given, those of all others are wanted."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def find_sequence(root: Path, name: str) -> Sequence:
     """The files of a sequence. Raises InputError unless every image has its annotation."""
     folders = [_folder(root, kind) / name for kind in ("JPEGImages", "Annotations")]
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises OSError for a name that is too long
             raise InputError(f"sequence {name}: {folder} does not exist")
     images = list_images(folders[0])
     truths = [folders[1] / f"{path.stem}.png" for path in images]

@@ -248,5 +248,30 @@ def test_faults(root: Path, model) -> None:
     with pytest.raises(SizeError, match=r"2\.png 10x10, annotation 64x96"):
         coco(model, root, root / "truth.json")
     (root / "2.png").unlink()
-    with pytest.raises(InputError, match=r"2\.png"):
-        coco(model, root, root / "truth.json")
+    with pytest.raises(InputError, match=r"1 of 2 images are missing, first 2\.png"):
+        coco(model, root, root / "truth.json", progress=lambda _: pytest.fail("started without all images"))
+    for limit in (0, -1):
+        with pytest.raises(InputError, match=f"limit {limit}: at least 1"):
+            coco(model, root, root / "truth.json", limit=limit)
+
+
+def test_a_bad_photo_or_a_fault_of_the_judge_costs_no_detections(root: Path, model, monkeypatch, capsys) -> None:
+    weights.save(root / "random.safetensors", model, {})
+    command = ["eval", "coco", "--images", str(root), "--annotations", str(root / "truth.json"), "--class-agnostic"]
+    command += ["--checkpoint", str(root / "random.safetensors"), "--out", str(root / "found.json")]
+    monkeypatch.setattr(images, "detect", lambda *_: detections([rectangle(1, 1, 9, 9)], [0.5], [0]))
+    for limit in ("0", "-1"):
+        assert cli.main([*command, "--limit", limit]) == 2
+        assert f"--limit {limit}: at least 1" in capsys.readouterr().err
+    good = (root / "5.png").read_bytes()
+    (root / "5.png").write_bytes(good[:3000])
+    assert cli.main(command) == 2
+    assert "the detections on the first 1 of 2 images are in" in capsys.readouterr().err
+    assert [row["image_id"] for row in json.loads((root / "found.json.partial").read_text())] == [2]
+    assert not (root / "found.json").exists()
+    (root / "5.png").write_bytes(good)
+    monkeypatch.setattr(images, "judge", lambda *_: exec("raise MemoryError"))
+    with pytest.raises(MemoryError):
+        cli.main(command)
+    assert [row["image_id"] for row in json.loads((root / "found.json").read_text())] == [2, 5]
+    assert not (root / "found.json.partial").exists()

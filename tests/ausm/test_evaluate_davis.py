@@ -184,6 +184,9 @@ def test_resumes_and_refuses_to_mix(root: Path, tmp_path: Path, streams, checkpo
     (out / "one/00002.png").unlink()
     assert cli.main(command(root, out, checkpoint)) == 0
     assert ran[9:] == [("", "one")] and (out / "one/00002.png").exists()
+    assert cli.main(command(root.rename(tmp_path / "other"), out, checkpoint)) == 2
+    assert f"results of another run: root {root} there, {tmp_path / 'other'} now" in capsys.readouterr().err
+    root = (tmp_path / "other").rename(root)
     checkpoint.write_bytes(b"weights b")
     assert cli.main(command(root, out, checkpoint)) == 2
     assert "results of another run: checkpoint_sha256" in capsys.readouterr().err
@@ -195,6 +198,10 @@ def test_resumes_and_refuses_to_mix(root: Path, tmp_path: Path, streams, checkpo
 def test_sequence_lists(root: Path, tmp_path: Path) -> None:
     assert davis_command.read_sequences(None, root) == ["one", "two"]
     assert davis_command.read_sequences("two, one,", root) == ["two", "one"]
+    many = [f"sequence-{i}" for i in range(300)]  # longer than the name of a file may be
+    assert davis_command.read_sequences(",".join(many), root) == many
+    with pytest.raises(InputError, match="does not exist"):
+        semi_supervised.find_sequence(root, "one" * 100)
     (tmp_path / "names.txt").write_text("one\n\ntwo\n")
     assert davis_command.read_sequences(str(tmp_path / "names.txt"), root) == ["one", "two"]
     pairs = [f"/JPEGImages/480p/one/{i:05d}.jpg /Annotations/480p/one/{i:05d}.png" for i in range(3)]

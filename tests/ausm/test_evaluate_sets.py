@@ -1,6 +1,7 @@
 """MOSE, YouTube-VOS, YouTube-VIS and OVIS on small trees in their layouts, with a stream whose masks are known."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 import ausm
 from ausm import cli
+from ausm.class_names import CLASS_NAMES
 from ausm.config import nano
 from ausm.errors import AusmError, InputError, SizeError
 from ausm.evaluate.discovered import load_video_set, run_discovered
@@ -126,6 +128,26 @@ def test_local_annotations_are_scored_and_only_first_masks_are_given(
     assert figures["objects"] == 2 and figures["J"] == pytest.approx(50.0) and figures["F"] == pytest.approx(50.0)
 
 
+def test_results_of_other_youtube_vos_data_are_not_taken(
+    youtube_vos: Path, tmp_path: Path, streams, checkpoint, capsys
+):
+    command = ["eval", "youtube-vos", "--out", str(tmp_path / "o"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*command, "--root", str(youtube_vos)]) == 0 and len(streams) == 1
+    assert cli.main([*command, "--root", f"{youtube_vos}/../yt"]) == 0 and len(streams) == 1  # the same folder
+    shutil.copytree(youtube_vos, tmp_path / "2019")
+    assert cli.main([*command, "--root", str(tmp_path / "2019")]) == 2
+    assert f"root {youtube_vos} there, {tmp_path / '2019'} now" in capsys.readouterr().err
+    full, fuller = (str(shutil.copytree(youtube_vos / "JPEGImages", tmp_path / name)) for name in ("full", "fuller"))
+    for other in (full, fuller):
+        assert cli.main([*command, "--root", str(youtube_vos), "--all-frames", other]) == 2
+        assert f"all_frames None there, {other} now" in capsys.readouterr().err
+    meta = json.loads((youtube_vos / "meta.json").read_text())
+    meta["videos"]["v"]["objects"]["1"]["frames"].pop()
+    (youtube_vos / "meta.json").write_text(json.dumps(meta))
+    assert cli.main([*command, "--root", str(youtube_vos)]) == 2
+    assert "list_sha256" in capsys.readouterr().err and len(streams) == 1
+
+
 def test_youtube_vos_faults(youtube_vos: Path) -> None:
     (youtube_vos / f"Annotations/v/{STEMS[2]}.png").unlink()
     with pytest.raises(InputError, match="first mask of object 2 is missing"):
@@ -133,6 +155,8 @@ def test_youtube_vos_faults(youtube_vos: Path) -> None:
     (youtube_vos / f"JPEGImages/v/{STEMS[3]}.jpg").unlink()
     with pytest.raises(InputError, match=f"v: .*first {STEMS[3]}"):
         youtube_vos_videos(youtube_vos)
+    with pytest.raises(InputError, match=r"full/v: no such folder"):
+        youtube_vos_videos(youtube_vos, youtube_vos / "full")
     (youtube_vos / "meta.json").write_text("[]")
     with pytest.raises(InputError, match=r"meta\.json: not a YouTube-VOS list"):
         youtube_vos_videos(youtube_vos)
@@ -213,6 +237,21 @@ def test_results_file_and_local_ap(vis: Path, tmp_path: Path, streams, checkpoin
     assert last_line(capsys) == figures
 
 
+def test_results_of_another_split_are_not_taken(vis: Path, tmp_path: Path, streams, checkpoint, capsys) -> None:
+    command = ["eval", "youtube-vis", "--root", str(vis), "--out", str(tmp_path / "o"), "--class-agnostic"]
+    command += ["--checkpoint", str(checkpoint)]
+    assert cli.main(command) == 0
+    shutil.copytree(vis / "valid", vis / "train")  # its videos have the same ids
+    assert cli.main([*command, "--split", "train"]) == 2
+    assert "split valid there, train now" in capsys.readouterr().err
+    assert cli.main([*command, "--images", str(vis / "train/JPEGImages")]) == 2
+    assert f"images {vis / 'valid/JPEGImages'} there" in capsys.readouterr().err
+    table = json.loads((vis / "valid/instances.json").read_text())
+    (vis / "valid/instances.json").write_text(json.dumps(table | {"info": "corrected"}))
+    assert cli.main(command) == 2
+    assert "list_sha256" in capsys.readouterr().err and len(streams) == 1
+
+
 def test_best_objects_of_each_frame(vis: Path) -> None:
     video = load_video_set(vis).videos[7]
     one = run_discovered(FakeStream(discover=True), video, per_frame=1)
@@ -242,10 +281,31 @@ def test_ovis_layout_and_class_head(vis: Path, tmp_path: Path, streams, checkpoi
     assert "2 categories, no head ovis of that size" in capsys.readouterr().err
     assert cli.main([*command, "--class-agnostic"]) == 0
     assert last_line(capsys)["AP"] is None  # no labels
-    assert choose_head({"ovis": 25, "coco": 80}, None, "ovis", 25) == "ovis"
-    assert choose_head({"ytvis19": 40, "ytvis21": 40}, "ytvis21", "youtube-vis", 40) == "ytvis21"
+    assert choose_head({"ovis": 25, "coco": 80}, None, "ovis", [""] * 25) == "ovis"
     with pytest.raises(AusmError, match="no head coco"):
-        choose_head({"coco": 80}, "coco", "ovis", 25)
+        choose_head({"coco": 80}, "coco", "ovis", [""] * 25)
+
+
+def test_the_head_of_an_edition_is_known_by_the_names_of_its_categories() -> None:
+    heads, unknown = {"ytvis19": 40, "ytvis21": 40}, [f"thing {i}" for i in range(40)]
+    for head in heads:
+        names = [name.replace(" ", "_") for name in CLASS_NAMES[head]]  # as in the files
+        assert len(set(names)) == 40 and choose_head(heads, None, "youtube-vis", names) == head
+    assert choose_head(heads, "ytvis21", "youtube-vis", unknown) == "ytvis21"
+    assert choose_head({"ytvis21": 40}, None, "youtube-vis", unknown) == "ytvis21"
+    with pytest.raises(AusmError, match=r"40 categories .* heads ytvis19 and ytvis21: choose one with --head"):
+        choose_head(heads, None, "youtube-vis", unknown)
+    with pytest.raises(AusmError, match=r"40 categories, no head ytvis21 of that size among \{'ytvis19': 40\}"):
+        choose_head({"ytvis19": 40}, None, "youtube-vis", CLASS_NAMES["ytvis21"])
+
+
+def test_names_of_categories_are_in_the_order_of_their_ids(vis: Path) -> None:
+    path = vis / "valid/instances.json"
+    table = json.loads(path.read_text())
+    table["categories"] = [{"id": 9, "name": "giant_panda"}, {"id": 3}]
+    path.write_text(json.dumps(table))
+    videos = load_video_set(vis)
+    assert videos.categories == [3, 9] and videos.names == ["", "giant_panda"]
 
 
 def test_vis_faults(vis: Path) -> None:

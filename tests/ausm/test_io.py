@@ -9,7 +9,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from ausm.errors import AusmError, ImageError, InputError, SizeError
-from ausm.io import natural_key, open_frames
+from ausm.io import natural_key, open_frames, read_image
 from ausm.visualize import VideoWriter
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -91,6 +91,30 @@ def test_folder_faults(tmp_path: Path) -> None:
         open_frames(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_cut_jpeg_is_no_image_and_one_with_more_behind_it_is(tmp_path: Path, progressive: int) -> None:
+    image = cv2.GaussianBlur(picture(0, 200, 300), (0, 0), 5)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    data = cv2.imencode(".jpg", image, options)[1].tobytes()
+    preview = cv2.imencode(".jpg", image[:80, :80])[1].tobytes()
+    exif = b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview  # a whole image within the header
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    whole = read_image(path)
+    for start, end in ((data[:2], b""), (data[:2], b"\0" * 9000), (data[:2], preview), (data[:2] + exif, b"\r\n")):
+        path.write_bytes(start + data[2:] + end)
+        assert np.array_equal(read_image(path), whole)
+    for length in (len(data) // 2, len(data) - 2):
+        path.write_bytes(data[:2] + exif + data[2:length])
+        with pytest.raises(InputError, match=rf"a\.jpg: its {len(exif) + length} bytes end before the image does"):
+            read_image(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be decoded"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be read \(No such file"):
+        read_image(tmp_path / "b.jpg")
+
+
 def test_video(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v.mp4", rate=10.0, ffmpeg=False) as writer:
         for i in range(12):
@@ -116,6 +140,39 @@ def test_video_faults(tmp_path: Path) -> None:
     (tmp_path / "half.avi").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"half\.avi: (only \d+ of 60|cannot be decoded)"):
         list(open_frames(tmp_path / "half.avi"))
+
+
+@pytest.mark.parametrize(("missing", "whole"), [(2, True), (3, False)])
+def test_a_header_may_miscount_by_two_frames_in_a_long_video_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, whole: bool
+) -> None:
+    class Short:
+        """200 frames announced."""
+
+        def __init__(self, *_: object) -> None:
+            self.left = 200 - missing
+
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, what: int) -> float:
+            return 200.0 if what == cv2.CAP_PROP_FRAME_COUNT else 30.0
+
+        def read(self):
+            self.left -= 1
+            return self.left >= 0, picture(0)
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Short)
+    (tmp_path / "v.mp4").touch()
+    source = open_frames(tmp_path / "v.mp4")
+    if whole:
+        assert len(list(source)) == 198
+    else:
+        with pytest.raises(InputError, match=r"v\.mp4: only 197 of 200 frames could be decoded"):
+            list(source)
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])

@@ -11,6 +11,7 @@ from small_models import build, small_nano
 
 import ausm
 from ausm.assemble import Geometry, resize_prompts
+from ausm.checks import check_masks
 from ausm.config import StreamConfig
 from ausm.errors import AusmError, EmptyMaskError, ImageError, SizeError, UnknownIdError
 from ausm.model import AUSM
@@ -206,6 +207,8 @@ def test_refusals_change_nothing(model: AUSM, started: bool) -> None:
         s.prompt(squares((4, 8)))
     wrong_size = np.zeros((1, H + 1, W), bool)
     wrong_size[0, :9] = True
+    soft, with_nan = np.full((1, H, W), 0.1), squares((0, 0)).astype(np.float32)
+    with_nan[0, 0, 0] = np.nan
     refused = [
         (SizeError, f"mask {H + 1}x{W}, .* {H}x{W}", lambda: stream.prompt(wrong_size)),
         (SizeError, r"masks are \(n, H, W\) .*, got \(60, 90\)", lambda: stream.prompt(wrong_size[0, :H])),
@@ -213,6 +216,9 @@ def test_refusals_change_nothing(model: AUSM, started: bool) -> None:
         (SizeError, "2 masks, 1 names, 0 track ids", lambda: stream.prompt(squares((0, 0), (9, 9)), names=["a"])),
         (SizeError, "1 masks, 1 names, 2 track ids", lambda: stream.prompt(squares((0, 0)), track_ids=[1, 2])),
         (EmptyMaskError, r"masks \[1\] of 2", lambda: stream.prompt(squares((0, 0), (9, 9)) & [[[True]], [[False]]])),
+        (AusmError, "masks of float64: 5400 of 5400 values .* 0.1 to 0.1", lambda: stream.prompt(soft)),
+        (AusmError, "masks of float32: 1 of 5400 values .* nan to nan", lambda: stream.prompt(with_nan)),
+        (AusmError, "masks are bool, .*, got <U5", lambda: stream.prompt(squares((0, 0)).astype(str))),
         (UnknownIdError, "no live object has id 999", lambda: stream.prompt(squares((0, 0)), track_ids=[999])),
         (AusmError, "one object twice", lambda: stream.prompt(squares((0, 0), (9, 9)), track_ids=[1, 1])),
         (UnknownIdError, "no live object has id 999", lambda: stream.remove([1, 999])),
@@ -228,6 +234,13 @@ def test_refusals_change_nothing(model: AUSM, started: bool) -> None:
     assert stream.in_use == twin.in_use and stream.ids_issued == twin.ids_issued
     for image in images(3):
         assert_same(stream.step(image), twin.step(image))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float64])
+def test_masks_of_zeros_and_ones_of_any_type_are_masks(dtype: type) -> None:
+    assert np.array_equal(check_masks(squares((4, 8)).astype(dtype)), squares((4, 8)))
+    if dtype == np.uint8:
+        assert np.array_equal(check_masks(squares((4, 8)).astype(dtype) * 255), squares((4, 8)))
 
 
 def test_smallest_and_odd_images(model: AUSM) -> None:

@@ -126,7 +126,7 @@ def test_500_objects_through_100_slots() -> None:
             shown[f"{born}-{i}"] = (y, x, y + 8, x + 8)
         world.append(shown)
     model = ScriptedModel(world, N_id=100, N_det=40)
-    stream = ausm.Stream(model, config=StreamConfig(max_missed=1, dedupe_iou=1.0, cool_down=2))
+    stream = ausm.Stream(model, config=StreamConfig(max_missed=1, dedupe_iou=1.0))
     seen: dict[int, set[int]] = {}
     freed: dict[int, int] = {}
     before: dict[int, int] = {}
@@ -220,6 +220,18 @@ def test_reprompt_keeps_the_id_and_moves_it() -> None:
     assert iou(tracks[a].mask, rectangle(B)) > 0.9 and tracks[a].first_frame == 0
 
 
+def test_a_prompt_leaves_masks_alone_that_were_handed_out() -> None:
+    stream = stream_of([{"a": A, "b": B}] * 2)
+    out = stream.step(IMAGE)
+    before = [t.mask.copy() for t in out.tracks]
+    stream.prompt(rectangle((0, 0, 48, 48))[None], track_ids=[1])  # moves 1, takes pixels of 2
+    again = stream.current
+    assert all(np.array_equal(t.mask, m) for t, m in zip(out.tracks, before, strict=True))
+    assert again is not None and iou(by_id(again)[1].mask, rectangle((0, 0, 48, 48))) == 1
+    stream.prompt(rectangle(C)[None], track_ids=[1])
+    assert iou(by_id(again)[1].mask, rectangle((0, 0, 48, 48))) == 1
+
+
 def test_remove_frees_the_slot_and_never_the_id() -> None:
     stream = stream_of([{"a": A}, {"a": A}, {"a": A}])
     stream.step(IMAGE)
@@ -247,6 +259,23 @@ def test_classes_are_averaged_and_follow_the_head() -> None:
     with pytest.raises(AusmError, match=r"no class head 'ytvis'; this model has \['coco', 'sim'\]"):
         stream.configure(head="ytvis")
     assert by_id(stream.step(IMAGE))[1].state == TrackState.TRACKED
+
+
+@pytest.mark.parametrize("head", ["sim", None])
+def test_a_snapshot_from_before_another_head_forgets_the_classes(head: str | None) -> None:
+    stream = stream_of([{"a": A}] * 5, head="coco")
+    stream.step(IMAGE)
+    snapshot = stream.state_dict()
+    stream.load_state_dict(snapshot)
+    assert by_id(stream.step(IMAGE))[1].class_name == "bicycle" and len(stream._roster.records[0].class_sum) == 3
+    stream.configure(head=head)
+    stream.load_state_dict(snapshot)
+    track = by_id(stream.step(IMAGE))[1]
+    assert (track.class_id, track.track_id) == (-1 if head is None else 2, 1)
+    del snapshot["head"]  # as older snapshots
+    stream.configure(head="coco")
+    stream.load_state_dict(snapshot)
+    assert by_id(stream.step(IMAGE))[1].class_score == pytest.approx(1, abs=1e-4)
 
 
 def test_settings_change_while_running() -> None:

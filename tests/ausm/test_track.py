@@ -138,6 +138,27 @@ def test_a_second_run_replaces_the_first_and_nothing_else(folder: Path, tmp_path
         track(FakeStream(discover=True), open_frames(tmp_path / "masks"), tmp_path)
 
 
+def test_the_input_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    track(FakeStream(discover=True), open_frames(folder), out)
+    video = (out / "overlay.mp4").read_bytes()
+    (tmp_path / "link.mp4").symlink_to(out / "overlay.mp4")
+    (out / "masks/copy.png").write_bytes(video)  # masks of an earlier run are removed
+    for path in (out / "overlay.mp4", tmp_path / "link.mp4", out / "masks/copy.png"):
+        with pytest.raises(AusmError, match=f"overwrite the input {path}"):
+            track(FakeStream(discover=True), open_frames(path), out)
+    assert (out / "overlay.mp4").read_bytes() == (out / "masks/copy.png").read_bytes() == video
+
+
+def test_a_prompt_behind_the_end_of_a_video_is_refused_before_it_is_run(folder: Path, tmp_path: Path) -> None:
+    track(FakeStream(discover=True), open_frames(folder), tmp_path / "out")
+    source = open_frames(tmp_path / "out/overlay.mp4")
+    write_palette_png(tmp_path / "prompt.png", np.ones((32, 48), np.uint8))
+    assert read_prompt(tmp_path / "prompt.png", 5, source).frame == 5  # its header may count two frames too few
+    with pytest.raises(AusmError, match=r"prompt frame 6, the input has frames 0\.\.3"):
+        read_prompt(tmp_path / "prompt.png", 6, source)
+
+
 def test_a_prompt_that_is_refused_leaves_no_table(folder: Path, tmp_path: Path) -> None:
     class Full(FakeStream):
         def prompt(self, masks: np.ndarray) -> list[int]:
@@ -156,8 +177,8 @@ def test_faults(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SizeError, match="is 8x9, the input 32x48"):
         read_prompt(tmp_path / "small.png", 0, source)
     write_palette_png(tmp_path / "prompt.png", np.ones((32, 48), np.uint8))
-    for frame in (4, -1):
-        with pytest.raises(AusmError, match=rf"prompt frame {frame}, the input has frames 0\.\.3"):
+    for frame, words in ((4, r"the input has frames 0\.\.3"), (-1, "frames are counted from 0")):
+        with pytest.raises(AusmError, match=f"prompt frame {frame}, {words}"):
             read_prompt(tmp_path / "prompt.png", frame, source)
     (folder / "view11.png").write_bytes(b"\x89PNG broken since the folder was opened")
     with pytest.raises(AusmError, match=r"view11\.png"):
