@@ -66,6 +66,7 @@ def release(
     if shift:
         head = model.pixel_decoder.objectness
         last = head[-1] if isinstance(head, nn.Sequential) else head
+        assert isinstance(last, nn.Linear)
         last.bias.data += shift
         manifest["objectness_shift"] = shift
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ def widen(model: AUSM, hidden: int) -> AUSM:
     head = wide.pixel_decoder.objectness
     assert isinstance(head, nn.Sequential)
     first, last = head[0], head[-1]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     with torch.no_grad():
         for rows, sign in ((0, 1.0), (1, -1.0)):  # x = relu(x) - relu(-x)
             first.weight[rows], first.bias[rows] = sign * old.weight[0], sign * old.bias[0]
