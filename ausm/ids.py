@@ -12,8 +12,7 @@ class SlotBuffer:
     """Rows ("slots") of B. Invariant: every slot is in exactly one of `used` and the free queue.
 
     Fresh slots come in a random order (Sampler, seeded); freed slots queue up behind them, least recently freed first:
-    the pixel state still holds the trace of a freed slot, so each rests for as long as any other is free. No cool-down
-    in frames could do more: who comes out of this queue early does so because nothing that has rested longer is left.
+    the pixel state still holds the trace of a freed slot, so each rests for as long as any other is free.
     """
 
     def __init__(self, N_id: int, seed: int) -> None:

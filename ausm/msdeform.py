@@ -55,7 +55,7 @@ class MSDeformAttention(nn.Module):
         for level, (h, w) in enumerate(sizes):
             v = value[:, start : start + h * w].permute(0, 2, 3, 1).reshape(B * H, D // H, h, w)
             g = grid[:, :, :, level].transpose(1, 2).reshape(B * H, N, P, 2)
-            # positions as they are: in bfloat16 they would be off by up to a quarter of a cell
+            # positions as they are (float32 under autocast): bfloat16 has steps of a third of a cell at width 160
             sampled = F.grid_sample(v.to(g.dtype), g, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(B * H, 1, N, P)
             out = out + (sampled * weight).sum(-1)

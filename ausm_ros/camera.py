@@ -14,6 +14,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from ausm_ros.counts import CameraCounts
 from ausm_ros.mailbox import Mailbox, Pending
 from ausm_ros.messages import to_ns
+from ausm_ros.on_demand import offered
 from ausm_ros.parameters import CameraSettings, Settings
 from ausm_ros.timing import SECOND, StampGate, Verdict
 
@@ -96,12 +97,7 @@ class Camera:
         """The reliability to use; None when it depends on a publisher that is not there yet."""
         if self.camera.reliability != "auto":
             return ReliabilityPolicy[self.camera.reliability.upper()]
-        offered = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic)}
-        offered -= {ReliabilityPolicy.UNKNOWN}
-        if not offered:
-            return None
-        reliable = offered == {ReliabilityPolicy.RELIABLE}  # a reliable subscription hears no best-effort publisher
-        return ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        return offered(self._node, self.topic)
 
     def _create(self) -> None:
         every = self._settings().policy == "every"

@@ -106,8 +106,8 @@ class CameraCounts:
     def useless(self) -> bool:
         """Whether images have come for some seconds, and still come, and not one of them was processed.
 
-        Only images that were to be processed count, and one of them may be in progress: with a low `max_rate` long
-        times without a processed image are as they should be.
+        Only images that were to be processed count: with a low `max_rate` long times without a processed image are as
+        they should be. A step of more than `USELESS` seconds looks the same.
         """
         now = time.monotonic()
         with self._lock:

@@ -237,7 +237,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return SUCCESS
 
     def _close(self) -> None:
-        runtime, self._runtime = self._runtime, None
+        with self._applying:  # a change of parameters in progress ends first, later ones find no runtime
+            runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.close()
 

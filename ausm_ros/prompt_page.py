@@ -29,8 +29,6 @@ from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 MAX_BODY = 100_000  # bytes of a request
 ANSWER = 15.0  # seconds for the node to answer
 PATIENCE = 5.0  # seconds for the node to apply a prompt
-
-
 SETTLE = 0.5  # seconds for the topics of a node to be found once the first is
 
 

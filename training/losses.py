@@ -28,7 +28,7 @@ class LossConfig:
     points: int = 12_544
     oversample: float = 3.0
     importance: float = 0.75
-    hard: bool = False  # ... or where it is most wrong: a mask that is sure of its neighbour is not uncertain there
+    hard: bool = False  # the 3/4 are where the mask is most wrong, then least certain: it may be sure of its neighbour
     deep: float = 1.0  # weight of the intermediate outputs
     quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
     quality_all: bool = False  # ... and of an unmatched one the same of the target it covers best, instead of 0
@@ -54,10 +54,10 @@ def uncertain_points(logits: Tensor, targets: Tensor, config: LossConfig) -> Ten
     candidates = torch.rand(M, int(P * config.oversample), 2, device=logits.device)
     certainty = sample_points(logits, candidates)
     certainty = certainty * (2 * sample_points(targets.float(), candidates) - 1) if config.hard else certainty.abs()
-    hard = int(P * config.importance)
-    index = certainty.topk(hard, dim=1, largest=False).indices
+    important = int(P * config.importance)
+    index = certainty.topk(important, dim=1, largest=False).indices
     chosen = candidates.gather(1, index[..., None].expand(-1, -1, 2))
-    return torch.cat((chosen, torch.rand(M, P - hard, 2, device=logits.device)), 1)
+    return torch.cat((chosen, torch.rand(M, P - important, 2, device=logits.device)), 1)
 
 
 def mask_losses(logits: Tensor, targets: Tensor, visible: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The three stages as frozen dataclasses: the paper's recipe to the letter, and the recipe of `nano`."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -101,6 +102,8 @@ def _replace(node: object, path: list[str], text: str) -> Any:
     if path[0] not in names:
         raise InputError(f"--set: {type(node).__name__} has no field {path[0]!r}; fields: {sorted(names)}")
     old = getattr(node, path[0])
+    if path[0] == "noise" and old is None and len(path) > 1:
+        old = HistoryNoise()  # a stage without: begins with the defaults
     inner = _value(path[0], old, text) if len(path) == 1 else _replace(old, path[1:], text)
     return replace(node, **{path[0]: inner})
 
@@ -122,15 +125,20 @@ def _value(name: str, old: Any, text: str) -> Any:
         kind, fits = "a number", _is_number(value)
     elif isinstance(old, tuple):
         free = name == "decay_at"  # as many as wanted
-        kind = "a list of numbers" if free else f"a list of {len(old)} numbers"
+        whole = not free and all(isinstance(number, int) for number in old)
+        kind = "a list of numbers" if free else f"a list of {len(old)} {'whole ' if whole else ''}numbers"
         fits = isinstance(value, list) and all(map(_is_number, value)) and (free or len(value) == len(old))
+        fits = fits and not (whole and any(isinstance(number, float) for number in value))
         value = tuple(value) if fits else value
+    elif name == "noise":
+        kind, fits, old = "null, or its fields one by one: noise.blackout=0.2", value is None, None
     else:
-        kind, fits = "null, or its fields one by one", value is None
+        kind, fits, old = f"its fields one by one: {name}.{fields(old)[0].name}", False, None
     if not fits:
-        raise InputError(f"--set {name}={text}: expected {kind}, as in {name}={json.dumps(old, default=str)}")
+        example = "" if old is None else f", as in {name}={json.dumps(old)}"
+        raise InputError(f"--set {name}={text}: expected {kind}{example}")
     return value
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -20,8 +20,8 @@ from ausm.model import AUSM
 
 
 def widen(model: AUSM, hidden: int) -> AUSM:
-    """A copy whose objectness has `hidden` ReLU units: two of them are the linear layer as it was, from its two
-    sides, the others start at random and count for nothing until they are trained.
+    """A copy whose objectness has `hidden` ReLU units: two of them are the linear layer as it was, x as
+    relu(x) - relu(-x), the others start at random and count for nothing until they are trained.
 
     Raises CheckpointError for fewer than two units and for a model that has a hidden layer.
     """

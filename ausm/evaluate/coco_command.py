@@ -48,12 +48,14 @@ def run(args: argparse.Namespace) -> int:
         if args.out.is_dir():
             raise InputError(f"--out {args.out}: is a folder, a file is needed")
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: at least 1")
+        raise InputError(f"--limit {args.limit}: at least 1")  # before the weights are loaded
+    partial = None if args.out is None else args.out.with_name(f"{args.out.name}.partial")
+    if partial is not None:
+        partial.unlink(missing_ok=True)  # an earlier run's is none of this one's
 
     def keep(detections: list[dict[str, Any]], done: int, images: int) -> None:
-        if args.out is None or not done:
+        if args.out is None or partial is None or not done:
             return
-        partial = args.out.with_name(f"{args.out.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(detections))
         if done == images:

@@ -30,6 +30,7 @@ from training import losses, train
 from training.clip_loss import ClipLoss
 from training.clips import ClipDataError
 from training.loader import Batch
+from training.noise import HistoryNoise
 from training.preprocess import Targets, preprocess
 from training.resume import parameter_groups
 from training.stages import RECIPES, Stage, from_json, override
@@ -111,7 +112,7 @@ def test_a_resumed_run_has_the_settings_it_is_given(tmp_path: Path) -> None:
     assert again.average is not None and same(again.average.values, one.model.state_dict())  # begins where the run is
 
 
-def test_a_run_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"weeks of work")
     cli = argparse.ArgumentParser()
     train.add_arguments(cli)
@@ -354,14 +355,18 @@ def test_settings_of_the_command_line() -> None:
     kinds = override(stage, ["self_fed_stream=True", "iterations=1e3", "only=5", "decay_at=[0.5]", "noise=null"])
     assert kinds.self_fed_stream is True and kinds.iterations == 1000 and isinstance(kinds.iterations, int)
     assert (kinds.only, kinds.decay_at, kinds.noise) == ("5", (0.5,), None)
+    assert override(kinds, ["noise.blackout=0.2"]).noise == HistoryNoise(blackout=0.2)
     for wrong, words in {
         "self_fed_stream=no": "true or false",  # a text would count as true
         "loss.quality=1": "true or false",
         "lr=fast": "a number, as in lr=0.001",
         "iterations=1.5": "a whole number",
         "batch=true": "a whole number",
-        "size=[64]": "a list of 2 numbers",
-        "noise=0": "null, or its fields one by one",
+        "size=[64]": "a list of 2 whole numbers, as in",
+        "size=[320.5, 448]": "a list of 2 whole numbers",
+        "lr=NaN": "a number",
+        "noise=0": "null, or its fields one by one: noise.blackout=0.2",
+        "loss=null": "its fields one by one: loss.w_class",
     }.items():
         with pytest.raises(InputError, match=words):
             override(stage, [wrong])
