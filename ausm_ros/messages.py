@@ -2,7 +2,7 @@
 
 import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,8 +16,10 @@ from ausm.tracks import Track, TrackState
 from ausm.visualize import Drawn
 from ausm_ros.msg import Instance, InstanceArray, PromptResult, Rle
 from ausm_ros.prompts import Outcome
-from ausm_ros.session import Sighting
-from ausm_ros.worker import Report
+
+if TYPE_CHECKING:  # they bring PyTorch, which who only reads or writes messages does not need
+    from ausm_ros.session import Sighting
+    from ausm_ros.worker import Report
 
 SECOND = 10**9
 LABELS = 65535  # values of a 16-bit label map
@@ -83,7 +85,7 @@ def label_value(track: Track) -> int:
     return (track.track_id - 1) % LABELS + 1 if drawn else 0
 
 
-def to_instance(track: Track, sighting: Sighting | None, with_mask: bool = True) -> Instance:
+def to_instance(track: Track, sighting: "Sighting | None", with_mask: bool = True) -> Instance:
     """One track; sighting: stamps of its first and last sight. On request without its mask."""
     message = Instance(
         track_id=track.track_id,
@@ -109,13 +111,15 @@ def to_instance(track: Track, sighting: Sighting | None, with_mask: bool = True)
     return message
 
 
-def to_instances(tracks: Iterable[Track], sightings: Mapping[int, Sighting], with_mask: bool = True) -> list[Instance]:
+def to_instances(
+    tracks: Iterable[Track], sightings: "Mapping[int, Sighting]", with_mask: bool = True
+) -> list[Instance]:
     """All tracks in order of their id."""
     ordered = sorted(tracks, key=lambda t: t.track_id)
     return [to_instance(t, sightings.get(t.track_id), with_mask) for t in ordered]
 
 
-def to_instance_array(report: Report, camera: str, processing_time: float) -> InstanceArray:
+def to_instance_array(report: "Report", camera: str, processing_time: float) -> InstanceArray:
     """The message of one processed image; processing_time: receipt to publication [s]."""
     output, snapshot = report.output, report.snapshot
     return InstanceArray(
@@ -133,7 +137,7 @@ def to_instance_array(report: Report, camera: str, processing_time: float) -> In
     )
 
 
-def to_label_map(report: Report) -> Image:
+def to_label_map(report: "Report") -> Image:
     """mono16: the `label_value` of each pixel's object; where masks overlap the higher score wins."""
     output = report.output
     drawn = [t for t in output.tracks if label_value(t)]

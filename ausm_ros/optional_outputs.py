@@ -5,7 +5,7 @@ Each output is made only while somebody listens. A package that is missing switc
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,7 +15,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from ausm.tracks import Track
 from ausm.visualize import colour_of
 from ausm_ros.messages import label_value, to_instances
-from ausm_ros.worker import Report
+
+if TYPE_CHECKING:  # it brings PyTorch
+    from ausm_ros.worker import Report
 
 MIN_CONTOUR = 3  # points
 
@@ -28,7 +30,7 @@ def import_messages(package: str) -> Any:
         return None
 
 
-def to_detections(vision: Any, report: Report) -> Any:
+def to_detections(vision: Any, report: "Report") -> Any:
     """`vision_msgs/Detection2DArray`: box, class (or name) and score of every visible track; `id` is its track id."""
     message = vision.Detection2DArray(header=report.message.header)
     for instance in to_instances(report.output.tracks, report.snapshot.sightings, with_mask=False):
@@ -47,7 +49,7 @@ def to_detections(vision: Any, report: Report) -> Any:
     return message
 
 
-def to_label_info(vision: Any, report: Report, threshold: float) -> Any:
+def to_label_info(vision: Any, report: "Report", threshold: float) -> Any:
     """`vision_msgs/LabelInfo`: what each value of the label map stands for on this image."""
     message = vision.LabelInfo(header=report.message.header, threshold=threshold)
     for track in sorted(report.output.tracks, key=lambda t: t.track_id):
@@ -62,7 +64,7 @@ def _colour(foxglove: Any, track: Track, opacity: float) -> Any:
     return foxglove.Color(r=red, g=green, b=blue, a=opacity)
 
 
-def to_annotations(foxglove: Any, report: Report) -> Any:
+def to_annotations(foxglove: Any, report: "Report") -> Any:
     """`foxglove_msgs/ImageAnnotations`: the outlines of the masks, and a label at each."""
     message, stamp = foxglove.ImageAnnotations(), report.message.header.stamp
     visible = [t for t in report.output.tracks if label_value(t) and t.mask.any()]
@@ -117,10 +119,10 @@ class OptionalOutputs:
             words = "; ".join(f"{name} is not installed: no {outputs[name]}" for name in missing)
             node.get_logger().info(words, once=True)
 
-    def _add(self, kind: Any, topic: str, make: Callable[[Report], Any]) -> None:
+    def _add(self, kind: Any, topic: str, make: Callable[["Report"], Any]) -> None:
         self._publishers.append((self._node.create_publisher(kind, topic, QoSProfile(depth=1)), make))
 
-    def publish(self, report: Report, threshold: float) -> None:
+    def publish(self, report: "Report", threshold: float) -> None:
         """Publishes what somebody listens to; the label info when it changes (late listeners get the last one)."""
         for publisher, make in self._publishers:
             if publisher.get_subscription_count():

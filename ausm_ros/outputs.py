@@ -1,7 +1,7 @@
 """What a camera publishes: instances for every image; all else only while somebody listens."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -15,7 +15,9 @@ from ausm_ros.msg import InstanceArray
 from ausm_ros.optional_outputs import OptionalOutputs
 from ausm_ros.parameters import Settings
 from ausm_ros.timing import RateLimit
-from ausm_ros.worker import Report
+
+if TYPE_CHECKING:  # it brings PyTorch
+    from ausm_ros.worker import Report
 
 
 def reliable(depth: int) -> QoSProfile:
@@ -32,7 +34,7 @@ class DebugTimes:
         self._publishers = [node.create_publisher(Float64, f"~/debug/{name}", reliable(5)) for name in names]
         self._before: float | None = None
 
-    def publish(self, report: Report, processing_time: float) -> None:
+    def publish(self, report: "Report", processing_time: float) -> None:
         """processing_time: receipt to publication [s]."""
         now = time.monotonic()
         cyclic, self._before = now - self._before if self._before is not None else 0.0, now
@@ -59,7 +61,7 @@ class CameraOutputs:
         self._debug = DebugTimes(node)
         self._overlay_limit = RateLimit()
 
-    def publish(self, report: Report, settings: Settings) -> None:
+    def publish(self, report: "Report", settings: Settings) -> None:
         """Publishes one processed image, the instances first."""
         message = to_instance_array(report, self._camera, 0.0)
         processing_time = time.monotonic() - report.received

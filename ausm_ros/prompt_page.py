@@ -53,6 +53,17 @@ class BadRequest(ValueError):
     """What the page sent is not a prompt."""
 
 
+def _number(value: Any) -> int:
+    """A stamp or an id. Raises BadRequest."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRequest(f"{str(value)[:40]!r} is not a number") from error
+    if number < 0:
+        raise BadRequest(f"{number} is negative")
+    return number
+
+
 def make_prompt(data: dict[str, Any]) -> Prompt:
     """{"points": [[x, y, label], ...]} or {"box": [x, y, w, h]}, and optionally name and track_id."""
     try:
@@ -134,9 +145,9 @@ class ClickPage:
     def post(self, path: str, data: dict[str, Any]) -> dict[str, Any]:
         """Carries out a request of the page. Raises BadRequest, TimeoutError."""
         if path == "/prompt":
-            return self._prompt(make_prompt(data), max(0, int(data.get("stamp") or 0)))
+            return self._prompt(make_prompt(data), _number(data.get("stamp") or 0))
         if path == "/remove":
-            ids = [int(i) for i in data.get("track_ids", [])]
+            ids = [_number(i) for i in data.get("track_ids") or []]
             answer = self._call("remove_objects", RemoveObjects.Request(camera=self._camera, track_ids=ids))
             return {"ok": answer.success, "message": answer.message or "removed"}
         if path == "/reset":

@@ -179,10 +179,14 @@ class Runtime:
 
     def start(self) -> None:
         """A new epoch for each camera, then images."""
-        for parts in self.cameras.values():
+        for name, parts in self.cameras.items():
             # put there by a callback that was still running when `stop` cleared it
             parts.counts.drop("disabled", parts.task.mailbox.clear())
-            parts.task.session.new_epoch()
+            forgotten = parts.task.session.snapshot.in_use
+            epoch = parts.task.session.new_epoch()
+            if forgotten:
+                words = f"epoch {epoch} begins (activation), {forgotten} objects are forgotten"
+                self._log_event(name, "activation", words)
             parts.task.session.configure(**dynamic_values(self.settings))  # `stop` withdraws what was not yet taken up
             parts.camera.enabled = True
         self.worker.start()

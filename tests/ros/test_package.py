@@ -139,6 +139,14 @@ def test_installed_packages_import_outside_the_source_tree(tmp_path: Path) -> No
 
 
 @needs_wheel
+@pytest.mark.parametrize("module", ["messages", "prompt", "overlay_node", "project3d_node"])
+def test_who_only_reads_and_writes_messages_does_not_load_pytorch(module: str) -> None:
+    """Seconds, and 300 MB: an operator's box would be on an image long past."""
+    result = _run(sys.executable, "-c", f"import sys, ausm_ros.{module}; print('torch' in sys.modules)", cwd=ROOT)
+    assert result.stdout.strip() == "False", result.stdout + result.stderr
+
+
+@needs_wheel
 def test_ros_tools_find_the_package() -> None:
     share = PREFIX / "share" / "ausm_ros"
     assert (PREFIX / "share/ament_index/resource_index/packages/ausm_ros").exists()

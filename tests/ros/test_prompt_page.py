@@ -161,6 +161,13 @@ def test_what_is_not_a_prompt_is_refused(open_page: tuple[Browser, Robot]) -> No
     for data in (b"{", b"[1]", {"points": []}, {"points": [[1]]}, {"box": "abc"}, {"points": [[-1, 2, 1]]}, {}):
         status, answer = browser.post("/prompt", data)
         assert status == 400 and not answer["ok"], data
+    for path, data, words in (
+        ("/remove", {"track_ids": [-1]}, "-1 is negative"),
+        ("/remove", {"track_ids": "a"}, "'a' is not a number"),
+        ("/prompt", {"box": [1, 1, 20, 20], "stamp": "x"}, "'x' is not a number"),
+    ):
+        status, answer = browser.post(path, data)
+        assert status == 400 and words in answer["message"], (data, answer)
     assert browser.post("/elsewhere", {})[0] == 400
     assert browser.post("/reset", {}, header="0")[0] == 403  # another site in the same browser
     assert browser.post("/prompt", b" " * 200_000)[0] == 413
