@@ -94,6 +94,12 @@ def read_image(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def sequence_names(text: str) -> list[str]:
+    """The sequences of a DAVIS list, each once: a line holds a name, or (2016) the paths of an image and its mask."""
+    words = [line.split()[0] for line in text.splitlines() if line.strip()]
+    return list(dict.fromkeys(Path(word).parent.name if "/" in word else word for word in words))
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images directly in a folder, in natural order. InputError: no such folder, or two images of one name."""
     if not folder.is_dir():

@@ -141,8 +141,9 @@ class ClipLoss(nn.Module):
 def _check_class_ids(batch: Batch, classes: int | None) -> None:
     """A recording's ids have no table to check beforehand: the first one without a class would be taken for "no
     object", others end in an index error. Raises ClipDataError."""
-    highest = int(batch.class_ids.max()) if classes and batch.class_ids.numel() else -1
-    if classes is not None and highest >= classes:
+    if classes is None or not batch.class_ids.numel():
+        return
+    if (highest := int(batch.class_ids.max())) >= classes:
         known = f"head {batch.head!r} has the classes 0..{classes - 1}"
         raise ClipDataError(f"class id {highest} in {batch.sources}: {known}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ausm.io import sequence_names
 from training.clips import ClipDataError
 from training.readers import (
     HELD_OUT,
@@ -125,9 +126,7 @@ def davis2016(root: Path, *, name: str = "davis16", exclude: Collection[str] = (
         found = next((path for path in lists if path.is_file()), None)
         if found is None:
             raise ClipDataError(f"{sets} lists no training split: none of {[str(p.relative_to(sets)) for p in lists]}")
-        # a name, or two paths: /JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png
-        names = [line.split()[0] for line in _names(found)]
-        videos = sorted({Path(line).parent.name if "/" in line else line for line in names})
+        videos = sequence_names("\n".join(_names(found)))
     return FolderReader(images, labels, name=name, binary=True, videos=videos, exclude=exclude)
 
 

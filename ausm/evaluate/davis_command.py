@@ -18,6 +18,7 @@ from ausm.checks import check_out_folder
 from ausm.errors import InputError
 from ausm.evaluate.manifest import Manifest, data_settings
 from ausm.evaluate.semi_supervised import CONTROLS, DavisResult, SequenceResult, davis, find_sequence, list_sequences
+from ausm.io import sequence_names
 from ausm.masks import write_palette_png
 from ausm.metrics.davis import Statistics, make_score
 
@@ -43,8 +44,7 @@ def read_sequences(argument: str | None, root: Path) -> list[str]:
     if argument is None:
         return list_sequences(root)
     if os.path.isfile(argument):  # Path.is_file raises OSError for a list longer than a file name may be
-        lines = [line.split()[0] for line in Path(argument).read_text().splitlines() if line.strip()]
-        names = [Path(line).parent.name if "/" in line else line for line in lines]  # DAVIS 2016 lists its images
+        names = sequence_names(Path(argument).read_text())
     else:
         names = [name.strip() for name in argument.split(",") if name.strip()]
     if not names:
