@@ -9,32 +9,65 @@ from training.augment_occlude import boxes_over_time
 from training.augment_paste import Bank
 from training.augment_scene import EXTRA, Scene, populate
 from training.clips import Clip, ClipConfig
-from training.readers import MAX_OBJECTS, RawClip, Reader, channels, get_object
+from training.readers import MAX_OBJECTS, KnowsAbsences, RawClip, Reader, channels, get_object
+
+LONGEST_ABSENCE = 30  # frames, as in the benchmark (`training.sim_occlusion`)
+SEEN = 3  # frames before and after an absence that lasts longer
 
 
-def choose_frames(rng: np.random.Generator, length: int, config: ClipConfig) -> list[int]:
+def choose_frames(
+    rng: np.random.Generator, length: int, config: ClipConfig, absence: tuple[int, int] | None = None
+) -> list[int]:
     """T frame indices: stride uniform in 1..max_stride where the video allows it, reversed by chance.
 
-    A video shorter than T is played to and fro.
+    A video shorter than T is played to and fro. absence: frames [start, stop) without some object, which by chance
+    (`linger`) last longer.
     """
     if length == 1:
         return [0] * config.frames
-    longest = max(1, (length - 1) // max(1, config.frames - 1))
-    stride = int(rng.integers(1, min(config.max_stride, longest) + 1))
-    span = (config.frames - 1) * stride + 1
-    start = int(rng.integers(0, max(1, length - span + 1)))
-    frames = start + stride * np.arange(config.frames)
-    period = 2 * (length - 1)
-    frames = frames % period
-    frames = np.where(frames < length, frames, period - frames)
+    if absence is not None and absence[1] - absence[0] >= 2 and config.linger > 0 and rng.random() < config.linger:
+        frames = _linger(rng, length, config, absence)
+    else:
+        longest = max(1, (length - 1) // max(1, config.frames - 1))
+        stride = int(rng.integers(1, min(config.max_stride, longest) + 1))
+        span = (config.frames - 1) * stride + 1
+        start = int(rng.integers(0, max(1, length - span + 1)))
+        frames = _fold(start + stride * np.arange(config.frames), length)
     if rng.random() < config.reverse:
         frames = frames[::-1]
     return [int(frame) for frame in frames]
 
 
+def _fold(frames: np.ndarray, length: int) -> np.ndarray:
+    """Frame numbers from 0 on as those of a video of `length` >= 2 frames that is played to and fro."""
+    frames = frames % (2 * (length - 1))
+    return np.where(frames < length, frames, 2 * (length - 1) - frames)
+
+
+def _linger(rng: np.random.Generator, length: int, config: ClipConfig, absence: tuple[int, int]) -> np.ndarray:
+    """T frame indices of a video whose absence [start, stop) is played to and fro within itself and so lasts longer.
+
+    It lasts up to LONGEST_ABSENCE frames; SEEN frames before and after it are in the clip where the video has them.
+    What is still too short goes to and fro as a whole.
+    """
+    start, stop = absence
+    hidden = list(range(start, stop))
+    room = min(LONGEST_ABSENCE, config.frames - 2 * SEEN) - len(hidden)
+    extra = int(rng.integers(0, max(room, 0) // 2 + 1))  # frames back; as many go forward again
+    while extra > 0:
+        back = min(extra, stop - start - 1)
+        hidden += [*range(stop - 2, stop - 2 - back, -1), *range(stop - back, stop)]
+        extra -= back
+    order = np.array([*range(start), *hidden, *range(stop, length)])
+    window = sorted((start - SEEN, start + len(hidden) + SEEN - config.frames))  # the first frame lies between these
+    first = int(np.clip(rng.integers(window[0], window[1] + 1), 0, max(len(order) - config.frames, 0)))
+    return order[_fold(first + np.arange(config.frames), len(order))]
+
+
 def make_clip(reader: Reader, item: int, rng: np.random.Generator, config: ClipConfig, bank: Bank | None) -> Clip:
     """One training sample of an item: camera, pasted objects, occluders, colours. Raises ClipDataError."""
-    frames = choose_frames(rng, reader.length(item), config)
+    absence = reader.absence(item) if isinstance(reader, KnowsAbsences) else None
+    frames = choose_frames(rng, reader.length(item), config, absence)
     still = reader.length(item) == 1
     raw = reader.load(item, frames[:1] if still else frames)
     if still:

@@ -27,7 +27,7 @@ class Clip(NamedTuple):
 
 
 CHANCES = (
-    *("reverse", "flip", "jump", "away", "whole", "paste", "twins", "own_twin", "behind"),
+    *("reverse", "flip", "linger", "jump", "away", "whole", "paste", "twins", "own_twin", "behind"),
     *("occlude", "hide_twin", "unlabelled"),
     *("colour", "grey", "blur", "noise", "jpeg"),
 )
@@ -45,6 +45,7 @@ class ClipConfig:
 
     max_stride: int = 4  # real videos: stride uniform in 1..max_stride
     reverse: float = 0.5  # real videos: played backwards
+    linger: float = 0.0  # where an object is known to be out of sight: that part is played to and fro, up to 30 frames
     flip: float = 0.5  # horizontal flip of the whole clip
     jump: float = 0.15  # pseudo-videos: one hard cut of the camera
     whole: float = 0.0  # pseudo-videos: as wide as the crop allows, no zoom, jump or absence: small stays small

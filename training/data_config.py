@@ -10,7 +10,7 @@ from typing import Any
 
 from training import readers_coco, readers_folders, readers_sav, readers_sim, readers_ytvis
 from training.clips import ClipDataError
-from training.loader import Source
+from training.loader import OWN, Source
 from training.readers import Reader
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class SourceConfig:
     frames: int | None = None  # T of this source's clips, None = as the stage says
     size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
     whole: float | None = None  # photos: probability of no zoom, None = as the clip configuration says
+    linger: float | None = None  # simulated clips: probability that an object's absence is played longer, None = 0
 
 
 # types of the keys that are no strings
@@ -44,6 +45,7 @@ VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "frames": (int, "a whole number"),
     "size": (list, "[height, width]"),
     "whole": ((int, float), "a number"),
+    "linger": ((int, float), "a number"),
     "exhaustive": (bool, "true or false"),
     "exclude": (list, "a list"),
 }
@@ -104,9 +106,8 @@ def make_source(config: SourceConfig, base: Path) -> Source:
         reader.exhaustive = config.exhaustive
     if config.head is not None:
         reader.head = config.head
-    return Source(
-        reader, config.weight, paste=config.paste, frames=config.frames, size=config.size, whole=config.whole
-    )
+    own = {name: getattr(config, name) for name in OWN}
+    return Source(reader, config.weight, **own)
 
 
 def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:
@@ -154,8 +155,9 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
     if values.get("frames", 1) < 1:
         raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
-    if not 0 <= values.get("whole", 0.0) <= 1:
-        raise ClipDataError(f"{where}: whole {values['whole']} must be in 0..1")
+    for key in ("whole", "linger"):
+        if not 0 <= values.get(key, 0.0) <= 1:
+            raise ClipDataError(f"{where}: {key} {values[key]} must be in 0..1")
     if "size" in values:
         size = values["size"]
         if len(size) != 2 or not all(type(n) is int and n >= 32 and n % 32 == 0 for n in size):

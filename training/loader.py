@@ -36,6 +36,9 @@ class Batch(NamedTuple):
     skipped: tuple[str, ...] = ()  # errors of the items that had to be replaced, with the file's name
 
 
+OWN = ("paste", "frames", "size", "whole", "linger")  # fields of ClipConfig that a source may have of its own
+
+
 @dataclass(frozen=True)
 class Source:
     """A reader with its share of the batches. None = as the clip configuration says."""
@@ -46,6 +49,7 @@ class Source:
     frames: int | None = None
     size: tuple[int, int] | None = None  # (H, W) of the crop
     whole: float | None = None
+    linger: float | None = None
 
     def configure(self, config: ClipConfig) -> ClipConfig:
         """The clip configuration with this source's own values."""
@@ -53,7 +57,7 @@ class Source:
 
     def own(self) -> dict[str, Any]:
         """This source's own values by the name of the clip configuration's field; None = as that says."""
-        return {"paste": self.paste, "frames": self.frames, "size": self.size, "whole": self.whole}
+        return {name: getattr(self, name) for name in OWN}
 
 
 def collate(clips: Sequence[Clip], skipped: tuple[str, ...] = ()) -> Batch:

@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -61,6 +61,15 @@ class Reader(Protocol):
 
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """The frames with these indices, in this order. Raises ClipDataError that names the file."""
+        ...
+
+
+@runtime_checkable
+class KnowsAbsences(Protocol):
+    """A reader that knows, without reading frames, when an object is out of sight."""
+
+    def absence(self, item: int) -> tuple[int, int] | None:
+        """Frames [start, stop) without an object that is seen before and after; None where it knows of none."""
         ...
 
 

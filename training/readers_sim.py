@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ class ClipStore(Protocol):
     def __len__(self) -> int: ...
 
     def length(self, item: int) -> int: ...
+
+    def meta(self, item: int) -> dict[str, Any]: ...
 
     def load(
         self, item: int, start: int, length: int, stride: int
@@ -42,6 +44,11 @@ class SimReader:
 
     def length(self, item: int) -> int:
         return self._store.length(self._items[item])
+
+    def absence(self, item: int) -> tuple[int, int] | None:
+        """Frames [start, stop) in which the object that the clip hides is out of sight; None of other scenarios."""
+        hidden = self._store.meta(self._items[item]).get("hidden")
+        return None if hidden is None else (int(hidden[0]), int(hidden[1]))
 
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """Frames in the given order. Raises ClipDataError."""

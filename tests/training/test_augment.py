@@ -178,6 +178,28 @@ def test_frames_are_inside_the_video_and_evenly_spaced(length: int) -> None:
     assert strides == {1: {0}, 60: {-4, -3, -2, -1, 1, 2, 3, 4}}.get(length, {-1, 1})
 
 
+@pytest.mark.parametrize(("length", "start", "stop"), [(24, 8, 17), (20, 6, 11), (60, 20, 48), (12, 3, 5)])
+def test_an_absence_may_last_longer(length: int, start: int, stop: int) -> None:
+    """Frames stay neighbours, the object is gone in one piece for up to 30 frames, and seen on both sides of it."""
+    config, lengths = ClipConfig(frames=40, linger=1.0), set()
+    for seed in range(60):
+        frames = np.array(choose_frames(np.random.default_rng(seed), length, config, (start, stop)))
+        assert len(frames) == 40 and frames.min() >= 0 and frames.max() < length
+        assert set(np.abs(np.diff(frames)).tolist()) == {1}
+        gone = (frames >= start) & (frames < stop)
+        edges = np.flatnonzero(np.diff(gone.astype(int)))
+        runs = np.diff(edges)[~gone[edges[:-1]]]  # of absence, those that end inside the clip
+        lengths |= set(runs.tolist())
+        assert len(runs)
+    assert max(lengths) <= max(30, stop - start) and max(lengths) - min(lengths) >= (10 if stop - start < 20 else 0)
+
+
+def test_absences_stay_as_they_are_by_default() -> None:
+    config = ClipConfig(frames=40)
+    same = [choose_frames(np.random.default_rng(7), 24, config, absence) for absence in (None, (8, 17))]
+    assert same[0] == same[1]
+
+
 def test_affine_puts_the_centre_in_the_middle() -> None:
     maps = affine(np.array([[10.0, 20.0]]), np.array([[2.0, 4.0]]), np.array([0.0]), (31, 41))
     assert np.allclose(maps[0] @ [20, 15, 1], [10, 20])

@@ -1,10 +1,12 @@
 """Simulated clips: frames in any order out of strided reads."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from layouts import box, frame_number, image_of
 
-from training.readers import get_object
+from training.readers import KnowsAbsences, get_object
 from training.readers_sim import SimReader
 
 
@@ -16,6 +18,9 @@ class Store:
 
     def length(self, item: int) -> int:
         return 10
+
+    def meta(self, item: int) -> dict[str, Any]:
+        return {"hidden": [2, 6]} if item == 2 else {}
 
     def load(self, item: int, start: int, length: int, stride: int) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
         numbers = range(start, start + length * stride, stride)
@@ -34,3 +39,9 @@ def test_simulated_clips_in_any_order(frames: list[int]) -> None:
     assert raw.class_ids.tolist() == [2]
     for bits, number in zip(raw.bits, frames, strict=True):
         assert np.array_equal(get_object(bits, 0), box(0, number, 5, number + 3))
+
+
+def test_absences_are_those_of_the_clips() -> None:
+    reader = SimReader(Store(), exclude=["0"])
+    assert isinstance(reader, KnowsAbsences)
+    assert [reader.absence(item) for item in range(2)] == [None, (2, 6)]
