@@ -35,6 +35,7 @@ class SourceConfig:
     frames: int | None = None  # T of this source's clips, None = as the stage says
     size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
     whole: float | None = None  # photos: probability of no zoom, None = as the clip configuration says
+    alone: bool = False  # simulated clips of hidden objects: that object alone is labelled
     linger: float | None = None  # simulated clips: probability that an object's absence is played longer, None = 0
 
 
@@ -47,6 +48,7 @@ VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "whole": ((int, float), "a number"),
     "linger": ((int, float), "a number"),
     "exhaustive": (bool, "true or false"),
+    "alone": (bool, "true or false"),
     "exclude": (list, "a list"),
 }
 
@@ -93,7 +95,9 @@ KINDS: dict[str, Maker] = {
     "youtube_vis_2019": _folder(partial(readers_ytvis.youtube_vis, year=2019)),
     "youtube_vis_2021": _folder(partial(readers_ytvis.youtube_vis, year=2021)),
     "ovis": _folder(readers_ytvis.ovis),
-    "sim": _folder(readers_sim.sim),
+    "sim": lambda source, root: readers_sim.sim(
+        root, name=source.name or "sim", exclude=source.exclude, alone=source.alone
+    ),
 }
 
 
@@ -149,7 +153,7 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
     values = dict(table)
     for key, value in values.items():
         expected, called = VALUES.get(key, (str, "a string"))
-        if not isinstance(value, expected) or (isinstance(value, bool) and key != "exhaustive"):
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise ClipDataError(f"{where}: {key} = {value!r} is not {called}")
     if values.get("weight", 1.0) < 0 or not 0 <= values.get("paste", 0.0) <= 1:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")

@@ -25,13 +25,19 @@ class ClipStore(Protocol):
 
 
 class SimReader:
-    """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging."""
+    """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging.
 
-    exhaustive = True
+    alone: of every clip only the object that it hides is labelled, as when an operator prompts one thing among many. The
+    clips must be of a scenario that hides one.
+    """
+
     head = "sim"
 
-    def __init__(self, store: ClipStore, *, name: str = "sim", exclude: Collection[str] = ()) -> None:
-        self.name, self._store = name, store
+    def __init__(
+        self, store: ClipStore, *, name: str = "sim", exclude: Collection[str] = (), alone: bool = False
+    ) -> None:
+        self.name, self._store, self._alone = name, store, alone
+        self.exhaustive = not alone
         self._items = [item for item in range(len(store)) if str(item) not in exclude]
         if not self._items:
             raise ClipDataError(f"{name}: no simulated clip is left to train on")
@@ -50,6 +56,13 @@ class SimReader:
         hidden = self._store.meta(self._items[item]).get("hidden")
         return None if hidden is None else (int(hidden[0]), int(hidden[1]))
 
+    def _target(self, item: int) -> int:
+        """The label of the object that the clip hides. Raises ClipDataError."""
+        about = self._store.meta(self._items[item])
+        if "target" not in about:
+            raise ClipDataError(f"{self.name}/{self.item_name(item)}: hides no object, so none can be labelled alone")
+        return int(about["target"])
+
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """Frames in the given order. Raises ClipDataError."""
         check_frames(self, item, frames)
@@ -62,14 +75,16 @@ class SimReader:
             raise ClipDataError(f"{self.name}/{self.item_name(item)}: {error!r}") from error
         order = [(frame - first) // stride for frame in frames]
         values = sorted(class_of)[:MAX_OBJECTS]
+        if self._alone:
+            values = [self._target(item)]
         bits = [bits_of_labels(labels[index], values) for index in order]
         return RawClip([images[index] for index in order], bits, np.array([class_of[v] for v in values], np.int64))
 
 
-def sim(root: Path, *, name: str = "sim", exclude: Collection[str] = ()) -> SimReader:
+def sim(root: Path, *, name: str = "sim", exclude: Collection[str] = (), alone: bool = False) -> SimReader:
     """The clips that `ausm simulate` wrote under `root`. Raises ClipDataError."""
     from training.sim_store import SimClips
 
     if not Path(root).is_dir():
         raise ClipDataError(f"{root}: no such folder")
-    return SimReader(SimClips(root), name=name, exclude=exclude)
+    return SimReader(SimClips(root), name=name, exclude=exclude, alone=alone)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from layouts import box, frame_number, image_of
 
+from training.clips import ClipDataError
 from training.readers import KnowsAbsences, get_object
 from training.readers_sim import SimReader
 
@@ -20,14 +21,14 @@ class Store:
         return 10
 
     def meta(self, item: int) -> dict[str, Any]:
-        return {"hidden": [2, 6]} if item == 2 else {}
+        return {"hidden": [2, 6], "target": 7} if item == 2 else {}
 
     def load(self, item: int, start: int, length: int, stride: int) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
         numbers = range(start, start + length * stride, stride)
         if numbers[-1] >= 10:
             raise IndexError(numbers[-1])
         labels = np.stack([np.where(box(0, number, 5, number + 3), 7, 0) for number in numbers]).astype(np.uint8)
-        return np.stack([image_of(number) for number in numbers]), labels, {7: 2}
+        return np.stack([image_of(number) for number in numbers]), labels, {7: 2, 3: 1}
 
 
 @pytest.mark.parametrize("frames", [[0, 3, 6, 9], [8, 6, 4], [5], [4, 4, 4], [7, 9, 8, 7]])
@@ -36,12 +37,22 @@ def test_simulated_clips_in_any_order(frames: list[int]) -> None:
     assert len(reader) == 2 and reader.item_name(0) == "1" and reader.exhaustive and reader.head == "sim"
     raw = reader.load(0, frames)
     assert [frame_number(image) for image in raw.images] == frames
-    assert raw.class_ids.tolist() == [2]
+    assert raw.class_ids.tolist() == [1, 2]
     for bits, number in zip(raw.bits, frames, strict=True):
-        assert np.array_equal(get_object(bits, 0), box(0, number, 5, number + 3))
+        assert np.array_equal(get_object(bits, 1), box(0, number, 5, number + 3)) and not get_object(bits, 0).any()
 
 
 def test_absences_are_those_of_the_clips() -> None:
     reader = SimReader(Store(), exclude=["0"])
     assert isinstance(reader, KnowsAbsences)
     assert [reader.absence(item) for item in range(2)] == [None, (2, 6)]
+
+
+def test_a_hidden_object_may_be_the_only_one_labelled() -> None:
+    reader = SimReader(Store(), alone=True)
+    assert not reader.exhaustive and SimReader(Store()).exhaustive
+    raw = reader.load(2, [1, 2])
+    assert raw.class_ids.tolist() == [2] and np.array_equal(get_object(raw.bits[0], 0), box(0, 1, 5, 4))
+    assert SimReader(Store()).load(2, [1]).class_ids.tolist() == [1, 2]
+    with pytest.raises(ClipDataError, match="sim/0: hides no object"):
+        reader.load(0, [1, 2])
