@@ -27,8 +27,8 @@ class ClipStore(Protocol):
 class SimReader:
     """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging.
 
-    alone: of every clip only the object that it hides is labelled, as when an operator prompts one thing among many. The
-    clips must be of a scenario that hides one.
+    alone: of every clip only the object that it hides is labelled, as when an operator prompts one thing among many.
+    The clips must be of a scenario that hides one.
     """
 
     head = "sim"

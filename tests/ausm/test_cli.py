@@ -83,6 +83,13 @@ def test_a_value_out_of_its_range_is_told_with_the_range(folder: Path, tmp_path:
     assert "score_threshold=1.5, must be 0 to 1" in capsys.readouterr().err
 
 
+def test_an_earlier_run_is_not_replaced_in_silence(folder: Path, tmp_path: Path, fake_model, capsys) -> None:
+    again = ["track", str(folder), "--out", str(tmp_path / "o")]
+    assert cli.main(again) == 0 and "earlier run" not in capsys.readouterr().err
+    assert cli.main(again) == 0
+    assert f"replaces the 3 masks of an earlier run in {tmp_path / 'o'}" in capsys.readouterr().err
+
+
 def test_undecodable_input(tmp_path: Path, fake_model, capsys) -> None:
     (tmp_path / "v.mp4").write_bytes(b"\x00" * 100)
     assert cli.main(["track", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "o")]) == 2
@@ -140,3 +147,12 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
 def test_runs_as_a_module() -> None:
     result = subprocess.run([sys.executable, "-m", "ausm", "track"], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "INPUT" in result.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As `ausm --help | head -0`: no traceback, and the status that says so."""
+    run = subprocess.Popen([sys.executable, "-m", "ausm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.close()
+    assert run.stderr.read() == b"" and run.wait(60) == 141
+    run.stderr.close()
