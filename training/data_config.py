@@ -159,6 +159,8 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
     if values.get("frames", 1) < 1:
         raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
+    if values.get("alone") and values["kind"] != "sim":
+        raise ClipDataError(f"{where}: alone is for simulated clips, kind is {values['kind']!r}")
     for key in ("whole", "linger"):
         if not 0 <= values.get(key, 0.0) <= 1:
             raise ClipDataError(f"{where}: {key} {values[key]} must be in 0..1")

@@ -38,6 +38,8 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nframes = true\n", r"\]\] 1: frames = True"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nwhole = 1.5\n", "whole 1.5 must be in 0..1"),
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nlinger = -1\n", "linger -1 must be in 0..1"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nalone = true\n", "alone is for simulated clips, kind is 'coco'"),
+        ("[[source]]\nkind = 'sim'\nroot = 'x'\nalone = 1\n", "alone = 1 is not true or false"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = [320, 450]\n", r"size \[320, 450\] must be .* multiples of 32"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = 320\n", r"size = 320 is not \[height, width\]"),
         ("[[source]]\nkind = 'imagenet'\nroot = 'x'\n", "kind 'imagenet': known are"),
