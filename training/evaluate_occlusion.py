@@ -108,7 +108,7 @@ def _masks(make_stream: Callable[[], Any], clip: HiddenClip, row: str) -> Iterat
 
 
 def recover(make_stream: Callable[[], Any], clips: Iterable[HiddenClip], rows: Sequence[str] = ROWS) -> dict[str, Any]:
-    """Row -> cases. make_stream: a new stream without discovery, as of one model. Nothing is written."""
+    """Row -> cases. make_stream: a new stream, as of one model. Nothing is written."""
     cases: dict[str, list[Case]] = {row: [] for row in rows}
     for clip in clips:
         for row in rows:
@@ -175,6 +175,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-threshold", metavar="P", type=float, default=0.0, help="least probability at which it is shown (0)"
     )
+    parser.add_argument(
+        "--discover", action="store_true", help="everything else is found and followed too, as on a robot (prompt only)"
+    )
     add_model_arguments(parser)
 
 
@@ -201,11 +204,11 @@ def run(args: argparse.Namespace) -> int:
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
     config = ausm.StreamConfig(
-        discover=False, short_side=args.short_side, prompt_threshold=args.prompt_threshold
+        discover=args.discover, short_side=args.short_side, prompt_threshold=args.prompt_threshold
     )
     total = min(len(store), args.limit or len(store))
     clips = tqdm(read_clips(store, args.limit), total=total, unit="clip", file=sys.stderr)
-    cases = recover(lambda: ausm.Stream(model, discover=False, seed=args.seed, config=config), clips, rows)
+    cases = recover(lambda: ausm.Stream(model, discover=args.discover, seed=args.seed, config=config), clips, rows)
     figures = {row: summarise(cases[row]) for row in rows}
     print(
         format_table(
@@ -223,5 +226,6 @@ def run(args: argparse.Namespace) -> int:
     if not whole:
         print("not the whole benchmark: these figures compare with none but their own")
     report = {"rows": figures, "clips": len(judged), "clips_by_way": counts, "benchmark": whole}
+    report["discover"] = args.discover
     print(json.dumps(report | {"clips_sha256": digest_of(store), "checkpoint_sha256": digest}))
     return 0

@@ -103,6 +103,10 @@ def test_occlusion_command(root: Path, fake_model, capsys) -> None:
     assert "not the whole benchmark" in printed and "clip_00000001  pan      6 frames  100.0    0.0" in printed
     assert cli.main(["eval", "occlusion", "--root", str(root), "--limit", "1", "--rows", "prediction"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["clips"] == 1
+    # the stream that discovers, too, is another one here, which forgets nothing
+    assert cli.main(["eval", "occlusion", "--root", str(root), "--rows", "state wiped", "--discover"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["discover"] is True and report["rows"]["state wiped"]["recovered"] == 100
 
 
 @pytest.mark.parametrize(
