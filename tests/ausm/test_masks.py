@@ -93,10 +93,10 @@ def test_fifteen_objects_of_a_720p_image_in_time() -> None:
     objects = [(rows - 300) ** 2 + (columns - 60 * i) ** 2 < (80 + 9 * i) ** 2 for i in range(1, 16)]
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()  # others of the machine are not counted
         for mask in objects:
             encode_rle(mask)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 0.05  # 3 ms on a quiet core; per pixel Python would take 10 s
 
 

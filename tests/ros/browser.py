@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,15 +56,15 @@ class Chromium:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait_for(self, script: str) -> Any:
+    def wait_for(self, script: str, patience: float = PATIENCE) -> Any:
         """The first true value of the expression."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while time.monotonic() < end:
             if value := self.evaluate(script):
                 return value
             time.sleep(0.1)
         said = self.evaluate("document.body.innerText")
-        raise AssertionError(f"waited {PATIENCE:.0f} s for {script}; the page says {said!r}")
+        raise AssertionError(f"waited {patience:.0f} s for {script}; the page says {said!r}")
 
     def mouse(self, kind: str, x: float, y: float, button: str = "left") -> None:
         """kind: mousePressed, mouseMoved or mouseReleased, at a point of the window."""
@@ -86,9 +86,20 @@ class Chromium:
         x, y, width, height = self.evaluate(f"(r => [r.x, r.y, r.width, r.height])(({script}).getBoundingClientRect())")
         return x + width / 2, y + height / 2
 
-    def press(self, script: str) -> None:
-        """Clicks on the element that the expression yields."""
+    def press(self, script: str, until: str = "") -> None:
+        """Clicks on the element that the expression yields.
+
+        until: what the click leads to, for an element that the page replaces now and then: the click is lost where
+        that happens between press and release, and is then repeated.
+        """
         self.click(*self.centre(script))
+        for _ in range(2 if until else 0):
+            with suppress(AssertionError):
+                self.wait_for(until, PATIENCE / 3)
+                return
+            self.click(*self.centre(script))
+        if until:
+            self.wait_for(until)
 
 
 @contextmanager

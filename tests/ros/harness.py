@@ -4,6 +4,7 @@ Import it before rclpy: the domain is chosen here, for this process and all it s
 """
 
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 150.0  # seconds: a busy machine may load PyTorch slowly; nothing here measures time
 ASK_AGAIN = 10.0  # seconds until a question without an answer is put again
-SETTLE = 0.3  # seconds for the node to see a new client as well
 FAST = (
     *("checkpoint:=random:nano", "device:=cpu", "threads:=1", "input_short_side:=64", "warmup_size:=[64, 96]"),
     "prompt.threshold:=0.0",  # objectness of untrained weights says nothing
@@ -68,6 +68,7 @@ from std_srvs.srv import SetBool  # noqa: E402
 
 from ausm_ros.messages import to_duration, to_image, to_rle, to_time  # noqa: E402
 
+SHOW_AGAIN = {ReliabilityPolicy.RELIABLE: 20.0, ReliabilityPolicy.BEST_EFFORT: 5.0}  # s until an image is shown again
 SECOND = 10**9
 _stamps = iter(range(1_000 * SECOND, 10**18, SECOND // 20))
 
@@ -201,7 +202,7 @@ class Robot:
     # --- topics -------------------------------------------------------------------------------------------------
 
     def listen(self, kind: Any, topic: str, callback: Callable[[Any], Any]) -> Any:
-        return self.node.create_subscription(kind, topic, callback, 10)
+        return self.node.create_subscription(kind, topic, callback, 100)  # this process may be the slow one
 
     def publisher(self, camera: str = "camera", kind: Any = Image, topic: str = "", reliable: bool = True) -> Any:
         """A publisher the node listens to by now, as reliably as it offers."""
@@ -239,7 +240,8 @@ class Robot:
         while time.monotonic() < end:
             at = next_stamp() if stamp is None else stamp
             self.publish(image_message(at, size), camera)
-            answer = self.answer(camera, at, 5.0 if repeat and stamp is None else PATIENCE)
+            offered = self._publishers[f"/{camera}/image"].qos_profile.reliability
+            answer = self.answer(camera, at, SHOW_AGAIN[offered] if repeat and stamp is None else PATIENCE)
             if answer is not None:
                 return answer
         raise AssertionError(f"no InstanceArray of {camera} in {PATIENCE:.0f} s")
@@ -256,26 +258,40 @@ class Robot:
     # --- services -----------------------------------------------------------------------------------------------
 
     def _client(self, kind: Any, name: str, patience: float = PATIENCE) -> Any:
-        """A client whose service is there. That it is seen says nothing about the other direction: a service drops an
-        answer whose reader it has not discovered within 0.1 s (rmw_fastrtps), so a new client waits a moment."""
+        """A client whose service is there, and knows it."""
         name = name if name.startswith("/") else f"{self.target}/{name}"
         new = name not in self._clients
         if new:
             self._clients[name] = self.node.create_client(kind, name)
         assert self._clients[name].wait_for_service(timeout_sec=patience), f"no service {name}"
         if new:
-            time.sleep(SETTLE)
+            self.settle(patience)
         return self._clients[name]
 
+    def settle(self, patience: float = PATIENCE) -> None:
+        """Until the node knows all publishers, listeners and clients that this process has made so far.
+
+        That a service is seen says nothing about the other direction: it drops an answer whose reader it has not
+        discovered within 0.1 s (rmw_fastrtps). DDS announces what a process makes one after the other, without gaps;
+        so an answer to a client that is made now says that the node has discovered what was made before it.
+        """
+        newest = self.node.create_client(GetState, f"{self.target}/get_state")
+        self._clients[f"settled {len(self._clients)}"] = newest  # kept: nothing is taken away under the executor
+        wait_until(newest.service_is_ready, f"service {newest.srv_name}", patience)
+        self._ask(newest, GetState.Request(), newest.srv_name, patience, again=1.0)
+
     def call(self, kind: Any, name: str, request: Any, patience: float = PATIENCE, again: bool = False) -> Any:
-        """again: the request may be repeated, and is after `ASK_AGAIN`; on a busy machine `SETTLE` is short."""
-        client = self._client(kind, name, patience)
+        """again: the request may be repeated, and is after `ASK_AGAIN`."""
+        return self._ask(self._client(kind, name, patience), request, name, patience, ASK_AGAIN if again else math.inf)
+
+    @staticmethod
+    def _ask(client: Any, request: Any, name: str, patience: float, again: float) -> Any:
         futures = [client.call_async(request)]
         asked = time.monotonic()
 
         def answered() -> Any:
             nonlocal asked
-            if again and time.monotonic() > asked + ASK_AGAIN:
+            if time.monotonic() > asked + again:
                 futures.append(client.call_async(request))
                 asked = time.monotonic()
             return next((future for future in futures if future.done()), None)

@@ -49,11 +49,11 @@ def feed(counts: CameraCounts, number: int, ago: float = 0.0) -> None:
 
 
 def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    fed = view()
+    fed, now = view(), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     feed(fed.counts, 3)
     fed.counts.processed.add(0.1)
     fed.counts.tell_error("encoding 'weird'")
-    now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 0.5)
     feed(fed.counts, 1)
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS - 1)
@@ -72,10 +72,10 @@ def test_images_of_which_none_is_processed_are_an_error(monkeypatch: pytest.Monk
 
 def test_a_camera_that_stopped_was_not_useless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image was processed, then none came: nothing is to be said of processing."""
-    fed = view()
+    fed, now = view(), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     feed(fed.counts, 3)
     fed.counts.processed.add(0.1)
-    now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + USELESS + 1)
     assert not fed.counts.useless() and fed.counts.last_image() == "the last image came 6.0 s ago"
 

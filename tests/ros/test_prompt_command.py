@@ -117,7 +117,7 @@ def clicked(monkeypatch: pytest.MonkeyPatch, topics: Topics, *words: str) -> str
     monkeypatch.setattr(prompt, "serve", lambda node, target, camera, bind, port: served.append(camera) or 0)
     parser = make_parser()
     node: Any = topics
-    assert run(parser.parse_args(["click", "--timeout", "0.3", *words]), parser, node) == 0
+    assert run(parser.parse_args(["click", "--timeout", "60", *words]), parser, node) == 0
     return served[0]
 
 
@@ -137,4 +137,4 @@ def test_click_finds_the_only_camera(monkeypatch: pytest.MonkeyPatch, capsys: py
         clicked(monkeypatch, Topics(front, rear))
     assert left.value.code == 64 and "2 cameras, give --camera: front, rear" in capsys.readouterr().err
     with pytest.raises(NoAnswer, match="no topic /perception/"):
-        clicked(monkeypatch, Topics(*others))
+        clicked(monkeypatch, Topics(*others), "--timeout", "0.3")

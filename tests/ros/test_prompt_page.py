@@ -50,6 +50,7 @@ def open_page() -> Iterator[tuple[Browser, Robot]]:
         threads = [threading.Thread(target=run, daemon=True) for run in (executor.spin, server.serve_forever)]
         for thread in threads:
             thread.start()
+        friend.settle()
         browser = Browser(server.server_address[1])
         wait_until(lambda: friend.show() and page.frame()[0], "an overlay on the page")
         yield browser, friend
@@ -117,15 +118,15 @@ def test_drag_correct_remove_and_reset_in_a_browser(open_page: tuple[Browser, Ro
         assert page.evaluate("points.length") == 0
         page.press('$("send")')
         assert page.evaluate('$("message").className') == "bad"  # nothing to show
-        page.press('document.querySelectorAll("li button")[0]')
-        page.wait_for('document.querySelectorAll("li button")[0].textContent === "correcting"')
+        correct = 'document.querySelectorAll("li button")[0]'
+        page.press(correct, until=f'{correct}?.textContent === "correcting"')
         page.click(*at(50, 35))
         page.press('$("send")')
         page.wait_for('$("message").textContent.startsWith("OK") && points.length === 0')
         assert [o.track_id for o in friend.objects().objects] == [cup.track_id]
 
-        page.press('document.querySelectorAll("li button")[1]')
-        page.wait_for('$("message").textContent === "removed" && !document.querySelector("li")')
+        removed = '$("message").textContent === "removed" && !document.querySelector("li")'
+        page.press('document.querySelectorAll("li button")[1]', until=removed)
         assert not friend.objects().objects
         page.press('$("reset")')
         page.wait_for('$("message").textContent.startsWith("epoch")')

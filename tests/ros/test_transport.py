@@ -78,7 +78,7 @@ def test_the_segment_is_what_the_check_counts_on() -> None:
 
 
 def test_best_effort_images_of_1080p_arrive_in_another_process() -> None:
-    """With Fast DDS's default transports one in ten does."""
+    """With Fast DDS's default transports one in ten does, or fewer, however slowly they come."""
     receiver, sender = Process("image_receiver.py"), Process("image_sender.py", ["40"])
     try:
         sender.wait_for("all sent")

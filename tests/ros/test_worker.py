@@ -1,6 +1,7 @@
 """The worker and its sessions on a scripted stream: order, drops, resets, prompts that wait, errors it must survive."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -31,11 +32,13 @@ def bench() -> Iterator[Bench]:
 
 
 def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:
-    bench.streams[0].slow = 0.2
+    done, step = threading.Event(), bench.streams[0].step
+    bench.streams[0].step = lambda image: (done.wait(30), step(image))[1]  # type: ignore[method-assign]
     bench.put()
     bench.wait(lambda: bench.tasks[0].mailbox.since() is None)  # the first is being processed
     for _ in range(5):
         last = bench.put()
+    done.set()
     bench.wait(lambda: len(bench.reports) == 2)
     assert bench.reports[1][1].snapshot.stamp == last
     assert sum(report.dropped for _, report in bench.reports) == 4
