@@ -13,6 +13,7 @@ is printed), 64 for a wrong command line, 69 when the node does not answer.
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ from ausm_ros.prompts import Code
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.transport import use_large_shared_memory
 
+ASK_AGAIN = 1.0  # s until a question without an answer is put again
 USAGE, UNAVAILABLE = 64, 69  # sysexits.h: EX_USAGE, EX_UNAVAILABLE
 COMMANDS = ("add", "list", "remove", "reset", "click")
 MAX_ID = 2**32 - 1
@@ -130,10 +132,32 @@ class Operator:
     def __init__(self, node: Node, target: str, timeout: float) -> None:
         self._node, self._target, self._timeout = node, target.rstrip("/"), timeout
 
-    def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
+    def _client(self, kind: Any, name: str) -> Any:
         client = self._node.create_client(kind, f"{self._target}/{name}")
         if not client.wait_for_service(timeout_sec=self._timeout):
             raise NoAnswer(f"no service {client.srv_name} after {self._timeout:g} s: is the node running?")
+        return client
+
+    def _list(self, camera: str) -> Any:
+        """What list_objects answers; as it changes nothing it is asked again until it does."""
+        client, end, futures = self._client(ListObjects, "list_objects"), time.monotonic() + self._timeout, []
+        while (left := end - time.monotonic()) > 0:
+            futures.append(client.call_async(ListObjects.Request(camera=camera)))
+            rclpy.spin_until_future_complete(self._node, futures[-1], timeout_sec=min(ASK_AGAIN, left))
+            for future in futures:
+                if future.done():
+                    return future.result()
+        raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout:g} s")
+
+    def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
+        """One request that is not repeated.
+
+        A service drops an answer whose reader it has not discovered within 0.1 s (rmw_fastrtps), and to see the service
+        says nothing about that. What a process makes is announced in order, so the answer to a client that is made
+        after this one says that the node knows this one too.
+        """
+        client = self._client(kind, name)
+        self._list("")
         future = client.call_async(request)
         rclpy.spin_until_future_complete(self._node, future, timeout_sec=self._timeout + wait)
         if not future.done():
@@ -173,7 +197,7 @@ class Operator:
         return self._status(answer)
 
     def list(self, camera: str) -> int:
-        answer = self._call(ListObjects, "list_objects", ListObjects.Request(camera=camera))
+        answer = self._list(camera)
         if answer.success:
             print(f"{answer.in_use} of {answer.capacity} places in use")
         for i in answer.objects:

@@ -1,5 +1,6 @@
 """A question whose answer is lost is asked again: it may be sent before client and service are connected."""
 
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import harness
+from ausm_ros.srv import Reset
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 
-from ausm_ros import demo_player
+from ausm_ros import demo_player, prompt
 
 
 class Deaf:
@@ -20,8 +22,9 @@ class Deaf:
 
     srv_name = "/perception/get_state"
 
-    def __init__(self, lost: int) -> None:
+    def __init__(self, lost: int, answer: Any = None) -> None:
         self.lost, self.asked = lost, 0
+        self.answer = answer or GetState.Response(current_state=State(label="active", id=3))
 
     def service_is_ready(self) -> bool:
         return True
@@ -33,7 +36,7 @@ class Deaf:
         self.asked += 1
         future: Future[Any] = Future()
         if self.asked > self.lost:
-            future.set_result(GetState.Response(current_state=State(label="active", id=3)))
+            future.set_result(self.answer)
         return future
 
 
@@ -54,3 +57,28 @@ def test_the_demo_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     player: Any = SimpleNamespace(_state=Deaf(2))
     player.wait_until = lambda ready, *_: harness.wait_until(ready, "the condition", 5.0)
     assert demo_player.Player.ask_state(player).label == "active" and player._state.asked == 3
+
+
+def operator(monkeypatch: pytest.MonkeyPatch, lost: int) -> tuple[prompt.Operator, list[Deaf]]:
+    """An operator whose list_objects stays without its first answers, so many; and its clients, as they are made."""
+    clients: list[Deaf] = []
+
+    def create_client(kind: Any, name: str) -> Deaf:
+        clients.append(Deaf(0 if kind is Reset else lost, kind.Response(success=True)))
+        return clients[-1]
+
+    monkeypatch.setattr(prompt, "ASK_AGAIN", 0.01)
+    monkeypatch.setattr(prompt.rclpy, "spin_until_future_complete", lambda *_, timeout_sec: time.sleep(timeout_sec))
+    node: Any = SimpleNamespace(create_client=create_client)
+    return prompt.Operator(node, "/perception", 0.3), clients
+
+
+def test_the_operator_asks_for_a_change_once_the_node_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asker, clients = operator(monkeypatch, lost=2)
+    assert asker.reset("camera") == 0
+    change, question = clients  # in this order: the question's answer says that the client before it is known, too
+    assert question.asked == 3 and change.asked == 1
+    asker, clients = operator(monkeypatch, lost=10**6)
+    with pytest.raises(prompt.NoAnswer, match=r"gave no answer in 0\.3 s"):
+        asker.reset("camera")
+    assert clients[0].asked == 0  # nothing was changed in silence

@@ -1,17 +1,16 @@
 """Publisher, node, subscriber and service client, each in a process of its own; the commands of the operator."""
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import rclpy
 from ausm_ros.msg import Instance
-from harness import PATIENCE, SIZE, Process, Robot, camera_process, perception, robot, square, wait_until
+from harness import PATIENCE, SIZE, Process, camera_process, perception, robot, square, wait_until
 
 from ausm_ros.messages import to_mask
-from ausm_ros.prompt import UNAVAILABLE, make_parser, run
+from ausm_ros.prompt import make_parser, run
 from ausm_ros.prompts import Code
 
 TARGET = ["--node", "/robot/perception", "--timeout", "60", "--wait", "60"]
@@ -24,19 +23,10 @@ def in_a_process(*arguments: str) -> tuple[int, str]:
 
 
 class Here:
-    """The same command line in this process, which saves a start for each command, and can wait until no answer is
-    lost because the perception node does not know the asker yet."""
+    """The same command line in this process, which saves a start for each command."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], friend: Robot) -> None:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys, self._node = capsys, rclpy.create_node("operator")
-        create = self._node.create_client
-
-        def create_and_settle(*arguments: Any) -> Any:
-            client = create(*arguments)
-            friend.settle()
-            return client
-
-        self._node.create_client = create_and_settle
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         parser = make_parser()
@@ -64,13 +54,10 @@ def test_four_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         [instance] = message.instances
         assert instance.name == "cup" and instance.source == Instance.SOURCE_PROMPT
         assert (to_mask(instance.mask, *SIZE) == mask).all()  # on the very image it was applied to
-        for _ in range(3):  # its answer may be lost, as it asks at once; a refusal can be asked for again
-            status, output = in_a_process("--timeout", "20", "--wait", "1", "--mask", str(tmp_path / "small.png"))
-            if status != UNAVAILABLE:
-                break
+        status, output = in_a_process("--mask", str(tmp_path / "small.png"))
         assert status == Code.WRONG_SIZE and "WRONG_SIZE" in output and "5x5" in output, output
 
-        prompt = Here(capsys, friend)
+        prompt = Here(capsys)
         status, output = prompt("list")
         assert status == 0 and "1 of 100 places in use" in output and "cup" in output, output
         status, output = prompt("--camera", "rear", "--box", "1,2,30,20")

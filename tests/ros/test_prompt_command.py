@@ -24,6 +24,9 @@ class Answering(Operator):
     def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
         return self._answer
 
+    def _list(self, camera: str) -> Any:
+        return self._answer
+
 
 def result(code: Code, message: str = "", track_id: int = 0, iou: float = math.nan) -> PromptResult:
     return PromptResult(code=code, message=message, track_id=track_id, iou_with_prompt=iou)
