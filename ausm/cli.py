@@ -94,27 +94,32 @@ def _load(name: str, command: Command) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 2: refused, with one line on stderr; 130: interrupted; 141: nobody reads on."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    group = argv.pop(0) if argv and _is_group(argv[0]) and argv[1:2] in ([], ["-h"], ["--help"], ["help"]) else ""
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(_usage(group))
-            status = 0 if argv else 2
-        else:
-            name, rest = _find(argv)
-            args = _load(name, COMMANDS[name]).parse_args(rest)
-            status = int(args.run_command(args) or 0)
-        sys.stdout.flush()  # here, not at exit, where nobody could catch it
-        return status
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            if sys.stdout is not None:  # it is where a service was started without
+                sys.stdout.flush()  # here, not at exit, where nobody could catch it
+    except BrokenPipeError:  # as of `ausm info nano | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left goes nowhere
+        return 141
+
+
+def _run(argv: list[str]) -> int:
+    group = argv.pop(0) if argv and _is_group(argv[0]) and argv[1:2] in ([], ["-h"], ["--help"], ["help"]) else ""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage(group))
+        return 0 if argv else 2
+    try:
+        name, rest = _find(argv)
+        args = _load(name, COMMANDS[name]).parse_args(rest)
+        return int(args.run_command(args) or 0)
     except AusmError as error:
         print(f"ausm: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ausm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as of `ausm info nano | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
-        return 141
 
 
 if __name__ == "__main__":

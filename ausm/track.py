@@ -249,10 +249,10 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and not discover:
         raise AusmError("--no-discover without --prompt: there is nothing to follow")
     check_out(args.out, source)
-    if earlier := len(list((args.out / "masks").glob("*.png"))):
-        print(f"ausm: replaces the {earlier} masks of an earlier run in {args.out}", file=sys.stderr)
     config = ausm.StreamConfig(discover=discover, score_threshold=args.score_threshold, short_side=args.short_side)
     model = ausm.load(args.checkpoint, device=args.device)
+    if earlier := len(list((args.out / "masks").glob("*.png"))):
+        print(f"ausm: replaces the {earlier} masks of an earlier run in {args.out}", file=sys.stderr)
     result = track(ausm.Stream(model, discover=discover, seed=args.seed, config=config), source, args.out, prompt)
     rate = result.frames / max(1e-9, result.seconds)
     print(

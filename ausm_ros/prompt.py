@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="", help="a name to carry with the object")
     parser.add_argument("--track-id", type=int, default=0, help="prompt this live object again, keeping its id")
     parser.add_argument("--wait", type=float, default=5.0, help="seconds to wait until it is applied (default 5)")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the node itself")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for each answer of the node")
     parser.add_argument("--all", action="store_true", help="with remove: every object of the camera")
     shapes = parser.add_argument_group("what to show (one of)")
     shapes.add_argument("--mask", type=Path, help="PNG of the camera image's size, palette or grey; 0 = background")
@@ -140,13 +140,17 @@ class Operator:
 
     def _list(self, camera: str) -> Any:
         """What list_objects answers; as it changes nothing it is asked again until it does."""
-        client, end, futures = self._client(ListObjects, "list_objects"), time.monotonic() + self._timeout, []
-        while (left := end - time.monotonic()) > 0:
+        client = self._client(ListObjects, "list_objects")
+        end, futures = time.monotonic() + self._timeout, []
+        while True:
             futures.append(client.call_async(ListObjects.Request(camera=camera)))
+            left = max(0.0, end - time.monotonic())
             rclpy.spin_until_future_complete(self._node, futures[-1], timeout_sec=min(ASK_AGAIN, left))
             for future in futures:
                 if future.done():
                     return future.result()
+            if time.monotonic() >= end:
+                break
         raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout:g} s")
 
     def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:

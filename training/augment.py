@@ -11,7 +11,7 @@ from training.augment_scene import EXTRA, Scene, populate
 from training.clips import Clip, ClipConfig
 from training.readers import MAX_OBJECTS, KnowsAbsences, RawClip, Reader, channels, get_object
 
-LONGEST_ABSENCE = 30  # frames, as in the benchmark (`training.sim_occlusion`)
+LONGEST_ABSENCE = 30  # frames, as in the benchmark (`training.sim_occlusion`, which needs the simulator)
 SEEN = 3  # frames before and after an absence that lasts longer
 
 
@@ -25,7 +25,8 @@ def choose_frames(
     """
     if length == 1:
         return [0] * config.frames
-    if absence is not None and absence[1] - absence[0] >= 2 and config.linger > 0 and rng.random() < config.linger:
+    fits = absence is not None and 2 <= absence[1] - absence[0] <= config.frames - 2 * SEEN
+    if absence is not None and fits and config.linger > 0 and rng.random() < config.linger:
         frames = _linger(rng, length, config, absence)
     else:
         longest = max(1, (length - 1) // max(1, config.frames - 1))
@@ -48,7 +49,7 @@ def _linger(rng: np.random.Generator, length: int, config: ClipConfig, absence: 
     """T frame indices of a video whose absence [start, stop) is played to and fro within itself and so lasts longer.
 
     It lasts up to LONGEST_ABSENCE frames; SEEN frames before and after it are in the clip where the video has them.
-    What is still too short goes to and fro as a whole.
+    What is still too short goes to and fro as a whole. T must have room for the absence and 2 SEEN.
     """
     start, stop = absence
     hidden = list(range(start, stop))
@@ -59,14 +60,14 @@ def _linger(rng: np.random.Generator, length: int, config: ClipConfig, absence: 
         hidden += [*range(stop - 2, stop - 2 - back, -1), *range(stop - back, stop)]
         extra -= back
     order = np.array([*range(start), *hidden, *range(stop, length)])
-    window = sorted((start - SEEN, start + len(hidden) + SEEN - config.frames))  # the first frame lies between these
-    first = int(np.clip(rng.integers(window[0], window[1] + 1), 0, max(len(order) - config.frames, 0)))
+    earliest, latest = start + len(hidden) + SEEN - config.frames, start - SEEN  # first frames that show both sides
+    first = int(np.clip(rng.integers(earliest, latest + 1), 0, max(len(order) - config.frames, 0)))
     return order[_fold(first + np.arange(config.frames), len(order))]
 
 
 def make_clip(reader: Reader, item: int, rng: np.random.Generator, config: ClipConfig, bank: Bank | None) -> Clip:
     """One training sample of an item: camera, pasted objects, occluders, colours. Raises ClipDataError."""
-    absence = reader.absence(item) if isinstance(reader, KnowsAbsences) else None
+    absence = reader.absence(item) if config.linger > 0 and isinstance(reader, KnowsAbsences) else None
     frames = choose_frames(rng, reader.length(item), config, absence)
     still = reader.length(item) == 1
     raw = reader.load(item, frames[:1] if still else frames)

@@ -35,8 +35,8 @@ class SourceConfig:
     frames: int | None = None  # T of this source's clips, None = as the stage says
     size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
     whole: float | None = None  # photos: probability of no zoom, None = as the clip configuration says
-    alone: bool = False  # simulated clips of hidden objects: that object alone is labelled
-    linger: float | None = None  # simulated clips: probability that an object's absence is played longer, None = 0
+    alone: bool = False  # simulated clips of hidden objects: no other of the scene is labelled
+    linger: float | None = None  # simulated clips: probability of longer absences, None = as the configuration says
 
 
 # types of the keys that are no strings
@@ -84,6 +84,10 @@ def _bag(source: SourceConfig, root: Path) -> Reader:
     )
 
 
+def _sim(source: SourceConfig, root: Path) -> Reader:
+    return readers_sim.sim(root, name=source.name or "sim", exclude=source.exclude, alone=source.alone)
+
+
 KINDS: dict[str, Maker] = {
     "bag": _bag,
     "coco": _coco,
@@ -95,9 +99,7 @@ KINDS: dict[str, Maker] = {
     "youtube_vis_2019": _folder(partial(readers_ytvis.youtube_vis, year=2019)),
     "youtube_vis_2021": _folder(partial(readers_ytvis.youtube_vis, year=2021)),
     "ovis": _folder(readers_ytvis.ovis),
-    "sim": lambda source, root: readers_sim.sim(
-        root, name=source.name or "sim", exclude=source.exclude, alone=source.alone
-    ),
+    "sim": _sim,
 }
 
 
@@ -159,8 +161,11 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
         raise ClipDataError(f"{where}: weight {values.get('weight')} must be >= 0, paste {values.get('paste')} in 0..1")
     if values.get("frames", 1) < 1:
         raise ClipDataError(f"{where}: frames {values['frames']} must be >= 1")
-    if values.get("alone") and values["kind"] != "sim":
-        raise ClipDataError(f"{where}: alone is for simulated clips, kind is {values['kind']!r}")
+    for key in ("alone", "linger"):
+        if values.get(key) and values["kind"] != "sim":
+            raise ClipDataError(f"{where}: {key} is for simulated clips, kind is {values['kind']!r}")
+    if values.get("alone") and values.get("exhaustive"):
+        raise ClipDataError(f"{where}: alone leaves all but one object without a label, so it is not exhaustive")
     for key in ("whole", "linger"):
         if not 0 <= values.get(key, 0.0) <= 1:
             raise ClipDataError(f"{where}: {key} {values[key]} must be in 0..1")

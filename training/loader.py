@@ -21,6 +21,7 @@ from training.readers import Reader
 
 log = logging.getLogger(__name__)
 CHOICE = 2**32 - 1  # marks the draws that choose a batch's source; no row of a batch has this number
+OWN = ("paste", "frames", "size", "whole", "linger")  # fields of ClipConfig that a source may have of its own
 
 
 class Batch(NamedTuple):
@@ -34,9 +35,6 @@ class Batch(NamedTuple):
     head: str
     sources: list[str]  # B names
     skipped: tuple[str, ...] = ()  # errors of the items that had to be replaced, with the file's name
-
-
-OWN = ("paste", "frames", "size", "whole", "linger")  # fields of ClipConfig that a source may have of its own
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Simulated clips on disk (`training.sim_store`): exact masks, every object labelled, classes known."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,7 +29,7 @@ class ClipStore(Protocol):
 class SimReader:
     """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging.
 
-    alone: of every clip only the object that it hides is labelled, as when an operator prompts one thing among many.
+    alone: of every scene only the object that it hides is labelled, as when an operator prompts one thing among many.
     The clips must be of a scenario that hides one.
     """
 
@@ -49,12 +51,17 @@ class SimReader:
         return str(self._items[item])
 
     def length(self, item: int) -> int:
-        return self._store.length(self._items[item])
+        with self._named(item):
+            return self._store.length(self._items[item])
 
     def absence(self, item: int) -> tuple[int, int] | None:
-        """Frames [start, stop) in which the object that the clip hides is out of sight; None of other scenarios."""
-        hidden = self._store.meta(self._items[item]).get("hidden")
-        return None if hidden is None else (int(hidden[0]), int(hidden[1]))
+        """Frames [start, stop) in which the object that the clip hides is out of sight; None of other scenarios.
+
+        Raises ClipDataError.
+        """
+        with self._named(item):
+            hidden = self._store.meta(self._items[item]).get("hidden")
+            return None if hidden is None else (int(hidden[0]), int(hidden[1]))
 
     def _target(self, item: int) -> int:
         """The label of the object that the clip hides. Raises ClipDataError."""
@@ -63,22 +70,29 @@ class SimReader:
             raise ClipDataError(f"{self.name}/{self.item_name(item)}: hides no object, so none can be labelled alone")
         return int(about["target"])
 
+    @contextmanager
+    def _named(self, item: int) -> Iterator[None]:
+        """Whatever is wrong with a clip is told with its name."""
+        try:
+            yield
+        except ClipDataError:
+            raise
+        except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
+            raise ClipDataError(f"{self.name}/{self.item_name(item)}: {error!r}") from error
+
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """Frames in the given order. Raises ClipDataError."""
         check_frames(self, item, frames)
         first, last = min(frames), max(frames)
         steps = np.abs(np.diff(frames))
         stride = int(np.gcd.reduce(steps)) if steps.any() else 1
-        try:
+        with self._named(item):
             images, labels, class_of = self._store.load(self._items[item], first, (last - first) // stride + 1, stride)
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise ClipDataError(f"{self.name}/{self.item_name(item)}: {error!r}") from error
+            values = [self._target(item)] if self._alone else sorted(class_of)[:MAX_OBJECTS]
+            classes = np.array([class_of[value] for value in values], np.int64)
         order = [(frame - first) // stride for frame in frames]
-        values = sorted(class_of)[:MAX_OBJECTS]
-        if self._alone:
-            values = [self._target(item)]
         bits = [bits_of_labels(labels[index], values) for index in order]
-        return RawClip([images[index] for index in order], bits, np.array([class_of[v] for v in values], np.int64))
+        return RawClip([images[index] for index in order], bits, classes)
 
 
 def sim(root: Path, *, name: str = "sim", exclude: Collection[str] = (), alone: bool = False) -> SimReader:

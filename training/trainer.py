@@ -269,7 +269,11 @@ class Trainer:
             "seconds": round(self.seconds),
             "processes": self.world,
             "sources": [
-                {"name": x.reader.name, "items": len(x.reader), "weight": x.weight, **x.own()} for x in self.sources
+                {
+                    **{"name": x.reader.name, "items": len(x.reader), "weight": x.weight},
+                    **{"exhaustive": x.reader.exhaustive, "head": x.reader.head, **x.own()},
+                }
+                for x in self.sources
             ],
         }
         return {**base, "recipe": [*base.get("recipe", []), own]}

@@ -1,6 +1,7 @@
 """The command line: dispatch, exit codes and messages."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,10 +150,22 @@ def test_runs_as_a_module() -> None:
     assert result.returncode == 2 and "INPUT" in result.stderr
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+@pytest.mark.parametrize(
+    ("words", "buffered"),
+    [(["--help"], True), (["--help"], False), (["info", "--help"], True)],  # unbuffered, argparse hides the last one
+)
+def test_a_reader_that_has_enough_is_no_error(words: list[str], buffered: bool) -> None:
     """As `ausm --help | head -0`: no traceback, and the status that says so."""
-    run = subprocess.Popen([sys.executable, "-m", "ausm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "ausm", *words]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert run.stdout is not None and run.stderr is not None
     run.stdout.close()
     assert run.stderr.read() == b"" and run.wait(60) == 141
     run.stderr.close()
+
+
+def test_without_standard_output(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it where the descriptor is closed: `ausm --help >&-`
+    assert cli.main(["--help"]) == 0 and not capsys.readouterr().err

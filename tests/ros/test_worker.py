@@ -33,7 +33,12 @@ def bench() -> Iterator[Bench]:
 
 def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:
     done, step = threading.Event(), bench.streams[0].step
-    bench.streams[0].step = lambda image: (done.wait(30), step(image))[1]  # type: ignore[method-assign]
+
+    def held(image: Any) -> Any:
+        done.wait(30)
+        return step(image)
+
+    bench.streams[0].step = held  # type: ignore[method-assign]
     bench.put()
     bench.wait(lambda: bench.tasks[0].mailbox.since() is None)  # the first is being processed
     for _ in range(5):

@@ -194,6 +194,17 @@ def test_an_absence_may_last_longer(length: int, start: int, stop: int) -> None:
     assert max(lengths) <= max(30, stop - start) and max(lengths) - min(lengths) >= (10 if stop - start < 20 else 0)
 
 
+def test_clips_too_short_for_an_absence_leave_it_as_it_is() -> None:
+    for frames in (6, 14):  # 9 frames of absence and 3 on each side are 15
+        lingers, plain = (ClipConfig(frames=frames, linger=chance) for chance in (1.0, 0.0))
+        drawn = [choose_frames(np.random.default_rng(3), 24, config, (8, 17)) for config in (lingers, plain)]
+        assert drawn[0] == drawn[1]
+    for seed in range(40):
+        frames_of = choose_frames(np.random.default_rng(seed), 24, ClipConfig(frames=15, linger=1.0), (8, 17))
+        gone = [8 <= frame < 17 for frame in frames_of]
+        assert gone == [False] * 3 + [True] * 9 + [False] * 3
+
+
 def test_absences_stay_as_they_are_by_default() -> None:
     config = ClipConfig(frames=40)
     same = [choose_frames(np.random.default_rng(7), 24, config, absence) for absence in (None, (8, 17))]

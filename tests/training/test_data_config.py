@@ -14,13 +14,13 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
     write_sequence(tmp_path / "mose" / "train" / "JPEGImages", tmp_path / "mose" / "train" / "Annotations", "a")
     (tmp_path / "data.toml").write_text(
         '[[source]]\nkind = "coco"\nroot = "coco"\nannotations = "instances.json"\nweight = 0.25\nhead = ""\n'
-        "exhaustive = false\npaste = 0.1\nframes = 3\nsize = [64, 96]\nwhole = 0.5\nlinger = 0.2\n"
+        "exhaustive = false\npaste = 0.1\nframes = 3\nsize = [64, 96]\nwhole = 0.5\n"
         '[[source]]\nkind = "mose"\nname = "m"\nroot = "mose"\nexhaustive = true\n'
     )
     first, second = load_data_config(tmp_path / "data.toml")
     assert (first.weight, first.paste, first.reader.head, first.reader.exhaustive) == (0.25, 0.1, "", False)
-    assert (first.frames, first.size, first.whole, first.linger) == (3, (64, 96), 0.5, 0.2)
-    assert (second.frames, second.size, second.whole, second.linger) == (None, None, None, None)
+    assert (first.frames, first.size, first.whole) == (3, (64, 96), 0.5)
+    assert (second.frames, second.size, second.whole) == (None, None, None)
     assert (second.weight, second.paste, second.reader.name, second.reader.exhaustive) == (1.0, None, "m", True)
     assert len(first.reader) == 1  # image 9 is held out here too
 
@@ -39,6 +39,8 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nwhole = 1.5\n", "whole 1.5 must be in 0..1"),
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nlinger = -1\n", "linger -1 must be in 0..1"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nalone = true\n", "alone is for simulated clips, kind is 'coco'"),
+        ("[[source]]\nkind = 'coco'\nroot = 'x'\nlinger = 0.5\n", "linger is for simulated clips, kind is 'coco'"),
+        ("[[source]]\nkind = 'sim'\nroot = 'x'\nalone = true\nexhaustive = true\n", "so it is not exhaustive"),
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nalone = 1\n", "alone = 1 is not true or false"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = [320, 450]\n", r"size \[320, 450\] must be .* multiples of 32"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = 320\n", r"size = 320 is not \[height, width\]"),

@@ -1,6 +1,7 @@
 """Simulated clips: frames in any order out of strided reads."""
 
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -46,6 +47,24 @@ def test_absences_are_those_of_the_clips() -> None:
     reader = SimReader(Store(), exclude=["0"])
     assert isinstance(reader, KnowsAbsences)
     assert [reader.absence(item) for item in range(2)] == [None, (2, 6)]
+
+
+class Damaged(Store):
+    """A store whose records cannot be read."""
+
+    def length(self, item: int) -> int:
+        raise BadZipFile("no end")
+
+    def meta(self, item: int) -> dict[str, Any]:
+        raise KeyError("meta")
+
+
+def test_a_damaged_clip_is_named() -> None:
+    """As ClipDataError, which the loader passes over."""
+    reader = SimReader(Damaged(), alone=True)
+    for read in (reader.length, reader.absence):
+        with pytest.raises(ClipDataError, match="sim/1: "):
+            read(1)
 
 
 def test_a_hidden_object_may_be_the_only_one_labelled() -> None:
