@@ -195,16 +195,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         domain = os.environ["ROS_DOMAIN_ID"]
         print(f"playing  {plan.input} at {clip.rate:g} Hz to {CAMERA}/image, ROS_DOMAIN_ID={domain}", flush=True)
         recording = load(options.out, run(plan, clip.frames, options.out))
+        refused = None
+        if recording.prompt is not None and not recording.prompt["success"]:
+            refused = DemoError(f"the prompt was refused: {recording.prompt['message']}")
         if not recording.received:
-            raise DemoError("the node has sent no result")
+            raise refused or DemoError("the node has sent no result")
         report = make_report(recording, describe(plan, clip))
         report["overlay_codec"] = draw(recording, options.out / IMAGES, options.out, clip.rate * plan.speed)
         (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         for name in RAW:
             (options.out / name).unlink()
         print(tell(report, options.out))
-        if report["prompt"] is not None and not report["prompt"]["success"]:
-            raise DemoError(f"the prompt was refused: {report['prompt']['message']}")
+        if refused is not None:
+            raise refused
     except (AusmError, DemoError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 """Records what a subscriber gets: the InstanceArray messages as a rosbag2, the images as JPEG, the node's diagnostics.
 
 A process of its own (`ausm_ros.demo` starts it): pictures and figures of the demo are made from what arrived here over
-DDS. It subscribes to the images when it hears the node, so whoever finds it among their subscribers can
-begin. Stops at SIGINT or SIGTERM.
+DDS. It subscribes to the images when it hears the node and the node knows it, so whoever finds it among their
+subscribers can begin. Stops at SIGINT or SIGTERM, once nothing more comes.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import GetState
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -29,6 +30,8 @@ from ausm_ros.msg import InstanceArray
 from ausm_ros.transport import use_large_shared_memory
 
 BAG, IMAGES, LOG = "instances", "images.bin", "recorder.json"  # names in the output folder
+ASK_AGAIN = 1.0  # seconds until a question without an answer is put again
+QUIET = 0.5  # seconds without a message that end the recording, once it was told to stop
 QUALITY = 95  # of the JPEG pictures; the files are for the overlay only
 
 
@@ -50,22 +53,33 @@ class Recorder(Node):
         self.images: list[StoredImage] = []
         self.diagnostics: list[dict[str, Any]] = []
         self._offset = 0
+        self.heard = 0.0  # time.monotonic() of the last result or image
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         self._instances = self.create_subscription(
             InstanceArray, f"{node}/{camera}/instances", self._on_instances, reliable, raw=True
         )
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
+        # Made last: what a process makes is announced in order, so who answers this client knows the listeners above.
+        self._state = self.create_client(GetState, f"{node}/get_state")
+        self._asked, self._answers = 0.0, list[Any]()
         self._start = self.create_timer(0.05, lambda: self._listen(f"{camera}/image", reliable))
 
     def _listen(self, topic: str, qos: QoSProfile) -> None:
-        if self.count_publishers(self._instances.topic_name):
+        if not self.count_publishers(self._instances.topic_name) or not self._state.service_is_ready():
+            return
+        if any(answer.done() for answer in self._answers):
             self.create_subscription(Image, topic, self._on_image, qos)
             self._start.cancel()
+        elif time.monotonic() > self._asked + ASK_AGAIN:
+            self._answers.append(self._state.call_async(GetState.Request()))
+            self._asked = time.monotonic()
 
     def _on_instances(self, data: bytes) -> None:
+        self.heard = time.monotonic()
         self._bag.write(bytes(data), time.time_ns())
 
     def _on_image(self, message: Image) -> None:
+        self.heard = time.monotonic()
         try:
             pixels = cv2.cvtColor(rgb_of(message), cv2.COLOR_RGB2BGR)
         except AusmError as error:
@@ -102,6 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         with InstanceBagWriter(options.out / BAG, topic) as bag, (options.out / IMAGES).open("wb") as images:
             recorder = Recorder(options.camera, options.node, bag, images)
             while not stopped:
+                rclpy.spin_once(recorder, timeout_sec=0.1)
+            told = time.monotonic()
+            while time.monotonic() - max(told, recorder.heard) < QUIET:
                 rclpy.spin_once(recorder, timeout_sec=0.1)
         log = {"images": recorder.images, "diagnostics": recorder.diagnostics}
         (options.out / LOG).write_text(json.dumps(log))
