@@ -226,6 +226,6 @@ def run(args: argparse.Namespace) -> int:
     if not whole:
         print("not the whole benchmark: these figures compare with none but their own")
     report = {"rows": figures, "clips": len(judged), "clips_by_way": counts, "benchmark": whole}
-    report["discover"] = args.discover
-    print(json.dumps(report | {"clips_sha256": digest_of(store), "checkpoint_sha256": digest}))
+    about = {"discover": args.discover, "clips_sha256": digest_of(store), "checkpoint_sha256": digest}
+    print(json.dumps(report | about))
     return 0

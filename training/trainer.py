@@ -270,8 +270,12 @@ class Trainer:
             "processes": self.world,
             "sources": [
                 {
-                    **{"name": x.reader.name, "items": len(x.reader), "weight": x.weight},
-                    **{"exhaustive": x.reader.exhaustive, "head": x.reader.head, **x.own()},
+                    "name": x.reader.name,
+                    "items": len(x.reader),
+                    "weight": x.weight,
+                    "exhaustive": x.reader.exhaustive,
+                    "head": x.reader.head,
+                    **x.own(),
                 }
                 for x in self.sources
             ],
