@@ -20,8 +20,8 @@ def choose_frames(
 ) -> list[int]:
     """T frame indices: stride uniform in 1..max_stride where the video allows it, reversed by chance.
 
-    A video shorter than T is played to and fro. absence: frames [start, stop) without some object, which by chance
-    (`linger`) last longer.
+    A video shorter than T is played to and fro. absence: frames [start, stop) without some object. They are in the
+    clip, and SEEN frames before and after them, where it is long enough; by chance (`linger`) they last longer.
     """
     if length == 1:
         return [0] * config.frames
@@ -29,14 +29,24 @@ def choose_frames(
     if absence is not None and fits and config.linger > 0 and rng.random() < config.linger:
         frames = _linger(rng, length, config, absence)
     else:
-        longest = max(1, (length - 1) // max(1, config.frames - 1))
-        stride = int(rng.integers(1, min(config.max_stride, longest) + 1))
-        span = (config.frames - 1) * stride + 1
-        start = int(rng.integers(0, max(1, length - span + 1)))
+        steps = max(1, config.frames - 1)
+        longest = min(config.max_stride, max(1, (length - 1) // steps))
+        shown = absence if absence is not None and _span(absence) <= longest * steps + 1 else None
+        stride = int(rng.integers(1 if shown is None else -(-(_span(shown) - 1) // steps), longest + 1))
+        low, high = 0, max(0, length - stride * steps - 1)
+        if shown is not None:
+            edges = shown[1] + SEEN - stride * steps - 1, shown[0] - SEEN
+            low, high = (min(max(edge, 0), high) for edge in edges)
+        start = int(rng.integers(low, high + 1))
         frames = _fold(start + stride * np.arange(config.frames), length)
     if rng.random() < config.reverse:
         frames = frames[::-1]
     return [int(frame) for frame in frames]
+
+
+def _span(absence: tuple[int, int]) -> int:
+    """Frames of an absence [start, stop) with what is shown before and after it."""
+    return absence[1] - absence[0] + 2 * SEEN
 
 
 def _fold(frames: np.ndarray, length: int) -> np.ndarray:
@@ -67,7 +77,7 @@ def _linger(rng: np.random.Generator, length: int, config: ClipConfig, absence: 
 
 def make_clip(reader: Reader, item: int, rng: np.random.Generator, config: ClipConfig, bank: Bank | None) -> Clip:
     """One training sample of an item: camera, pasted objects, occluders, colours. Raises ClipDataError."""
-    absence = reader.absence(item) if config.linger > 0 and isinstance(reader, KnowsAbsences) else None
+    absence = reader.absence(item) if isinstance(reader, KnowsAbsences) else None
     frames = choose_frames(rng, reader.length(item), config, absence)
     still = reader.length(item) == 1
     raw = reader.load(item, frames[:1] if still else frames)

@@ -29,6 +29,8 @@ STAGES = (1, 2, 3)
 PROBE, COLD = 10, 2  # iterations that measure the time of one; the first ones allocate and are not counted
 LEAST = 20  # iterations of a stage, however short the time
 SIMULATED = 0.25  # share of the batches of the simulated clips
+HIDDEN = 0.15  # ... of those in which an object is hidden, in the third stage: the first two are too short for them
+HIDDEN_LENGTH = 60  # frames of such a clip, as in the benchmark: an absence of up to 30 and what is before and after
 # glibc would give large tensors back to the system after every operation (docs/training.md)
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "999999999999", "MALLOC_TOP_PAD_": "268435456"}
 
@@ -111,7 +113,7 @@ def train_command(args: argparse.Namespace, number: int, out: Path, recipe: Stag
     """The command line of one stage."""
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.nproc_per_node), "-m"]
     command = [sys.executable, "-m", *(several if args.nproc_per_node > 1 else []), "training.train"]
-    command += ["--stage", str(number), "--preset", "nano", "--data", str(args.data), "--out", str(out)]
+    command += ["--stage", str(number), "--preset", "nano", "--data", str(data_of(args, number)), "--out", str(out)]
     for name in ("seed", "workers", "threads", "device", "save_every"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     settings = [*args.set, *(f"{name}={getattr(recipe, name)}" for name in ("iterations", "warmup", "batch"))]
@@ -162,27 +164,55 @@ def plan_stage(args: argparse.Namespace, plan: Plan, number: int) -> Stage:
     return scaled(recipe, plan.iterations[number])
 
 
-def simulate(args: argparse.Namespace) -> Path:
-    """Makes the simulated clips that are still missing; returns a copy of the data file that has them as a source."""
-    clips = args.out / "sim"
-    command = [sys.executable, "-m", "ausm.cli", "simulate", "--frames", str(args.simulate), "--out", str(clips)]
+def data_of(args: argparse.Namespace, number: int) -> Path:
+    """The data file of a stage: the user's, or what `simulate` made of it."""
+    if args.simulate_hidden and number == STAGES[-1]:
+        return Path(args.out / "data_hidden.toml")
+    return Path(args.out / "data.toml" if args.simulate else args.data)
+
+
+def simulate(args: argparse.Namespace) -> None:
+    """Makes the simulated clips that are still missing, and copies of the data file that have them as sources."""
+    tables = tomllib.loads(args.data.read_text())["source"]
+    for table in tables:
+        table["root"] = str((args.data.parent / table["root"]).resolve())
+    if args.simulate:
+        clips = _make_clips(args, "sim", args.simulate, [])
+        source = {"kind": "sim", "name": "simulated", "root": clips, "paste": 0.1}
+        tables.append(source | {"weight": _weight(tables, SIMULATED)})
+        _write_data(args.out / "data.toml", tables)
+    if args.simulate_hidden:
+        how = ["--scenario", "occlusion", "--clip-length", str(HIDDEN_LENGTH)]
+        clips = _make_clips(args, "hidden", args.simulate_hidden, how)
+        source = {"kind": "sim", "root": clips, "paste": 0.0, "weight": _weight(tables, HIDDEN) / 2}
+        # half of them as an operator's prompt is: one object known, its look-alikes not
+        tables.append(source | {"name": "hidden", "frames": 18, "size": [288, 384]})
+        tables.append(source | {"name": "hidden_alone", "frames": 32, "size": [224, 320], "alone": True})
+        _write_data(args.out / "data_hidden.toml", tables)
+
+
+def _make_clips(args: argparse.Namespace, name: str, frames: int, how: Sequence[str]) -> str:
+    """Clips in OUT/`name`, those that are missing; returns the folder."""
+    clips = args.out / name
+    command = [sys.executable, "-m", "ausm.cli", "simulate", "--frames", str(frames), "--out", str(clips), *how]
     command += ["--resume", "--workers", str(args.workers + 1), "--seed", str(args.seed)]
     if args.backgrounds:
         command += ["--backgrounds", *map(str, args.backgrounds)]
     call(command)
-    tables = tomllib.loads(args.data.read_text())["source"]
-    for table in tables:
-        table["root"] = str((args.data.parent / table["root"]).resolve())
-    others = sum(float(table.get("weight", 1.0)) for table in tables)
-    weight = others * SIMULATED / (1 - SIMULATED)
-    tables.append({"kind": "sim", "name": "simulated", "root": str(clips.resolve()), "weight": weight, "paste": 0.1})
-    path: Path = args.out / "data.toml"
+    return str(clips.resolve())
+
+
+def _weight(tables: Sequence[dict[str, Any]], share: float) -> float:
+    """The weight of a new source that is to have this share of the batches."""
+    return sum(float(table.get("weight", 1.0)) for table in tables) * share / (1 - share)
+
+
+def _write_data(path: Path, tables: Sequence[dict[str, Any]]) -> None:
     path.write_text("\n".join(["# written by ausm train-nano", *map(_as_toml, tables)]) + "\n")
-    return path
 
 
 def _as_toml(table: dict[str, Any]) -> str:
-    """Text, numbers, truth values and lists of text are written in TOML as in JSON."""
+    """Text, numbers, truth values and lists of these are written in TOML as in JSON."""
     return "\n".join(["[[source]]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
 
 
@@ -193,6 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder of the run; the same one goes on with it")
     add("--minutes", type=float, help="scale all stages so that the whole takes this long on this machine")
     add("--simulate", type=int, metavar="FRAMES", help="first make this many simulated frames, and train on them too")
+    add("--simulate-hidden", type=int, metavar="FRAMES", help="the same of scenes that hide an object, for stage 3")
     add("--backgrounds", type=Path, nargs="+", default=[], help="with --simulate: folders of photos for its textures")
     add("--nproc-per-node", type=int, default=1, help="training processes, one a GPU (torchrun)")
     add("--workers", type=int, default=1, help="data processes per training process")
@@ -215,9 +246,9 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         plan = Plan(args.out / "plan.json")
-        if args.simulate:
+        if args.simulate or args.simulate_hidden:
             with plan.clock():
-                args.data = simulate(args)
+                simulate(args)
         for number in STAGES:
             _train(args, plan, number)
     finally:

@@ -206,9 +206,31 @@ def test_clips_too_short_for_an_absence_leave_it_as_it_is() -> None:
 
 
 def test_absences_stay_as_they_are_by_default() -> None:
+    """A clip that shows the whole video anyway."""
     config = ClipConfig(frames=40)
     same = [choose_frames(np.random.default_rng(7), 24, config, absence) for absence in (None, (8, 17))]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("frames", "start", "stop", "strides"),
+    [(36, 15, 45, {1}), (18, 20, 28, {1, 2, 3}), (18, 16, 44, {2, 3}), (30, 22, 40, {1, 2}), (36, 2, 20, {1})],
+)
+def test_a_long_enough_clip_shows_the_absence_and_what_is_around_it(
+    frames: int, start: int, stop: int, strides: set[int]
+) -> None:
+    drawn = set()
+    for seed in range(200):
+        chosen = choose_frames(np.random.default_rng(seed), 60, ClipConfig(frames=frames), (start, stop))
+        assert len(chosen) == frames and min(chosen) >= 0 and max(chosen) < 60
+        assert min(chosen) <= max(start - 3, 0) and max(chosen) >= stop + 2
+        drawn |= set(np.abs(np.diff(chosen)).tolist())
+    assert drawn == strides
+
+
+def test_a_clip_too_short_for_the_absence_may_show_any_part() -> None:
+    firsts = {min(choose_frames(np.random.default_rng(s), 60, ClipConfig(frames=8), (10, 50))) for s in range(300)}
+    assert min(firsts) == 0 and max(firsts) == 60 - 8
 
 
 def test_affine_puts_the_centre_in_the_middle() -> None:

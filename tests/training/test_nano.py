@@ -115,12 +115,36 @@ def test_simulated_clips_become_a_source(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(nano, "call", commands.append)
     args = arguments(tmp_path, "--simulate", "640", "--backgrounds", str(tmp_path))
     (tmp_path / "nano/sim").mkdir()
-    path = nano.simulate(args)
-    assert option(commands[0], "--frames") == "640" and "--resume" in commands[0]
-    davis, simulated = parse_data_config(path)
+    nano.simulate(args)
+    assert option(commands[0], "--frames") == "640" and "--resume" in commands[0] and len(commands) == 1
+    assert {nano.data_of(args, number) for number in nano.STAGES} == {tmp_path / "nano/data.toml"}
+    davis, simulated = parse_data_config(tmp_path / "nano/data.toml")
     assert Path(davis.root) == (tmp_path / "davis").resolve() and davis.kind == "davis2017"
     assert Path(simulated.root) == (tmp_path / "nano/sim").resolve()
     assert simulated.weight / (simulated.weight + davis.weight) == pytest.approx(nano.SIMULATED)
+
+
+@pytest.mark.parametrize("others", [[], ["--simulate", "640"]])
+def test_clips_of_hidden_objects_are_sources_of_the_third_stage(
+    others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path)
+    for folder in ("sim", "hidden"):
+        (tmp_path / "nano" / folder).mkdir(parents=True)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(nano, "call", commands.append)
+    args = arguments(tmp_path, "--simulate-hidden", "1200", *others)
+    nano.simulate(args)
+    assert [option(c, "--scenario") for c in commands] == [None, "occlusion"][not others :]
+    assert (option(commands[-1], "--frames"), option(commands[-1], "--clip-length")) == ("1200", "60")
+    before = tmp_path / ("nano/data.toml" if others else "data.toml")
+    assert [nano.data_of(args, n) for n in nano.STAGES] == [before, before, tmp_path / "nano/data_hidden.toml"]
+    *known, seen, alone = parse_data_config(tmp_path / "nano/data_hidden.toml")
+    assert [source.kind for source in known] == ["davis2017", "sim"][: 2 if others else 1]
+    assert (seen.frames, seen.alone, alone.frames, alone.alone) == (18, False, 32, True)
+    assert Path(seen.root) == Path(alone.root) == (tmp_path / "nano/hidden").resolve()
+    total = sum(source.weight for source in (*known, seen, alone))
+    assert seen.weight == alone.weight == pytest.approx(total * nano.HIDDEN / 2)
 
 
 def test_several_processes_share_every_batch(tmp_path: Path) -> None:
