@@ -26,6 +26,7 @@ from std_msgs.msg import Header
 
 from ausm.io import Frame, open_frames
 from ausm.masks import read_prompt_png
+from ausm_ros.ask import Question
 from ausm_ros.messages import to_image, to_ns, to_rle, to_time
 from ausm_ros.msg import InstanceArray, Prompt
 from ausm_ros.srv import AddObjects
@@ -69,7 +70,7 @@ class Player(Node):
     def _processed(self, message: InstanceArray) -> None:
         self.processed = to_ns(message.header.stamp)
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait_until(self, ready: Callable[[], object], seconds: float, what: str) -> None:
         """Raises DemoError naming `what` after that many seconds."""
         end = time.monotonic() + seconds
         while not ready():
@@ -85,19 +86,11 @@ class Player(Node):
         return future.result()
 
     def ask_state(self) -> State:
-        """The state of the node, asked for again after `ASK_AGAIN`: a busy machine may send an answer before the two
-        sides of a new connection have found each other, and then it is lost. Raises DemoError."""
+        """The state of the node. Raises DemoError."""
         self.wait_until(self._state.service_is_ready, START_SECONDS, f"service {self._state.srv_name}")
-        futures: list[Any] = []
-
-        def answered() -> bool:
-            if time.monotonic() > asked + len(futures) * ASK_AGAIN:
-                futures.append(self._state.call_async(GetState.Request()))
-            return any(future.done() for future in futures)
-
-        asked = time.monotonic()
-        self.wait_until(answered, START_SECONDS, "state of the node")
-        return next(future for future in futures if future.done()).result().current_state
+        question = Question(self._state, GetState.Request(), ASK_AGAIN)
+        self.wait_until(question.answer, START_SECONDS, "state of the node")
+        return question.answer().current_state
 
     def wait_active(self) -> None:
         """Until the node is ACTIVE. Raises DemoError when it gives up configuring."""

@@ -24,6 +24,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from ausm.errors import AusmError
+from ausm_ros.ask import Question
 from ausm_ros.instance_bag import InstanceBagWriter
 from ausm_ros.messages import rgb_of, to_ns
 from ausm_ros.msg import InstanceArray
@@ -61,18 +62,15 @@ class Recorder(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
         # Made last: what a process makes is announced in order, so who answers this client knows the listeners above.
         self._state = self.create_client(GetState, f"{node}/get_state")
-        self._asked, self._answers = 0.0, list[Any]()
+        self._known = Question(self._state, GetState.Request(), ASK_AGAIN)
         self._start = self.create_timer(0.05, lambda: self._listen(f"{camera}/image", reliable))
 
     def _listen(self, topic: str, qos: QoSProfile) -> None:
         if not self.count_publishers(self._instances.topic_name) or not self._state.service_is_ready():
             return
-        if any(answer.done() for answer in self._answers):
+        if self._known.answer() is not None:
             self.create_subscription(Image, topic, self._on_image, qos)
             self._start.cancel()
-        elif time.monotonic() > self._asked + ASK_AGAIN:
-            self._answers.append(self._state.call_async(GetState.Request()))
-            self._asked = time.monotonic()
 
     def _on_instances(self, data: bytes) -> None:
         self.heard = time.monotonic()

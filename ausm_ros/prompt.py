@@ -28,6 +28,7 @@ from sensor_msgs.msg import RegionOfInterest
 from ausm.errors import AusmError
 from ausm.masks import read_prompt_png
 from ausm.tracks import Source, TrackState
+from ausm_ros.ask import Question
 from ausm_ros.messages import to_duration, to_ns, to_png
 from ausm_ros.msg import Prompt
 from ausm_ros.prompt_page import cameras_of, serve
@@ -141,24 +142,20 @@ class Operator:
     def _list(self, camera: str) -> Any:
         """What list_objects answers; as it changes nothing it is asked again until it does."""
         client = self._client(ListObjects, "list_objects")
-        end, futures = time.monotonic() + self._timeout, []
-        while True:
-            futures.append(client.call_async(ListObjects.Request(camera=camera)))
-            left = max(0.0, end - time.monotonic())
-            rclpy.spin_until_future_complete(self._node, futures[-1], timeout_sec=min(ASK_AGAIN, left))
-            for future in futures:
-                if future.done():
-                    return future.result()
+        question = Question(client, ListObjects.Request(camera=camera), ASK_AGAIN)
+        end = time.monotonic() + self._timeout
+        while (answer := question.answer()) is None:
             if time.monotonic() >= end:
-                break
-        raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout:g} s")
+                raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout:g} s")
+            rclpy.spin_once(self._node, timeout_sec=0.05)
+        return answer
 
     def _call(self, kind: Any, name: str, request: Any, wait: float = 0.0) -> Any:
         """One request that is not repeated.
 
-        A service drops an answer whose reader it has not discovered within 0.1 s (rmw_fastrtps), and to see the service
-        says nothing about that. What a process makes is announced in order, so the answer to a client that is made
-        after this one says that the node knows this one too.
+        Its answer would be lost if the node had not discovered this client yet (`ausm_ros.ask`). What a process makes
+        is announced in order, so the answer to a client that is made after this one says that the node knows this one
+        too.
         """
         client = self._client(kind, name)
         self._list("")

@@ -66,6 +66,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 
+from ausm_ros.ask import Question  # noqa: E402
 from ausm_ros.messages import to_duration, to_image, to_rle, to_time  # noqa: E402
 
 SHOW_AGAIN = {ReliabilityPolicy.RELIABLE: 20.0, ReliabilityPolicy.BEST_EFFORT: 5.0}  # s until an image is shown again
@@ -286,17 +287,7 @@ class Robot:
 
     @staticmethod
     def _ask(client: Any, request: Any, name: str, patience: float, again: float) -> Any:
-        futures = [client.call_async(request)]
-        asked = time.monotonic()
-
-        def answered() -> Any:
-            nonlocal asked
-            if time.monotonic() > asked + again:
-                futures.append(client.call_async(request))
-                asked = time.monotonic()
-            return next((future for future in futures if future.done()), None)
-
-        return wait_until(answered, f"an answer of {name}", patience).result()
+        return wait_until(Question(client, request, again).answer, f"an answer of {name}", patience)
 
     def add(self, *prompts: Prompt, camera: str = "", wait: float = 0.0, stamp: int = 0, atomic: bool = False) -> Any:
         request = AddObjects.Request(

@@ -1,5 +1,6 @@
 """A question whose answer is lost is asked again: it may be sent before client and service are connected."""
 
+import math
 import time
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 
 from ausm_ros import demo_player, prompt
+from ausm_ros.ask import Question
 
 
 class Deaf:
@@ -59,6 +61,25 @@ def test_the_demo_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert demo_player.Player.ask_state(player).label == "active" and player._state.asked == 3
 
 
+def test_a_question_takes_the_first_answer_and_a_change_is_asked_for_once() -> None:
+    late: list[Future[Any]] = []
+
+    class Slow(Deaf):
+        def call_async(self, _: Any) -> Future[Any]:
+            late.append(Future())
+            return late[-1]
+
+    question = Question(Slow(0), GetState.Request(), again=0.0)
+    assert question.answer() is None and len(late) == 1
+    time.sleep(0.001)
+    assert question.answer() is None and len(late) == 2
+    late[0].set_result("the first")
+    late[1].set_result("the second")
+    assert question.answer() == question.answer() == "the first" and len(late) == 2
+    once = Question(Deaf(5), GetState.Request(), again=math.inf)
+    assert [once.answer() for _ in range(3)] == [None] * 3 and once._client.asked == 1
+
+
 def operator(monkeypatch: pytest.MonkeyPatch, lost: int) -> tuple[prompt.Operator, list[Deaf]]:
     """An operator whose list_objects stays without its first answers, so many; and its clients, as they are made."""
     clients: list[Deaf] = []
@@ -68,7 +89,8 @@ def operator(monkeypatch: pytest.MonkeyPatch, lost: int) -> tuple[prompt.Operato
         return clients[-1]
 
     monkeypatch.setattr(prompt, "ASK_AGAIN", 0.01)
-    monkeypatch.setattr(prompt.rclpy, "spin_until_future_complete", lambda *_, timeout_sec: time.sleep(timeout_sec))
+    for spin in ("spin_once", "spin_until_future_complete"):
+        monkeypatch.setattr(prompt.rclpy, spin, lambda *_, timeout_sec: time.sleep(0.1 * timeout_sec))
     node: Any = SimpleNamespace(create_client=create_client)
     return prompt.Operator(node, "/perception", 0.3), clients
 
