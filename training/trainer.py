@@ -67,7 +67,10 @@ class Trainer:
         self.model = model
         check_classes(sources, dict(model.config.heads))
         if run.fsdp and stage.self_fed_stream:
-            raise InputError("self_fed_stream steps through a clip, which sharded weights cannot; leave out --fsdp")
+            raise InputError(
+                "self_fed_stream steps through a clip, which sharded weights cannot: leave out --fsdp, or "
+                "--set self_fed_stream=false"
+            )
         self.clip_loss = ClipLoss(model, stage).train()
         if run.checkpoint_activations:
             checkpoint_activations(model)
