@@ -50,7 +50,7 @@ def occluder(
 ) -> Layer | None:
     """A layer that hides the object with these (T, 4) boxes during a span of frames; None if it is too large to hide.
 
-    `index` is the bit of the occluder in case it is a real object; a slab carries no label (index -1).
+    `index` is the bit of the occluder in case it is a real object, -1 for none; a slab carries no label.
     """
     frames = len(boxes)
     if frames < 3 or np.isnan(boxes[0, 0]):
@@ -71,6 +71,7 @@ def occluder(
         scale = 1.35 * max(extent[0] / columns, extent[1] / rows)
         too_large = scale * rows > 1.3 * height or scale * columns > 0.9 * width or scale > 4
         cut = None if too_large else fit(cut, scale)
+    is_slab = cut is None
     if cut is None:
         index = -1
         tall = rng.random() < 0.5  # a pole or wall edge from top to bottom, or a board
@@ -90,5 +91,5 @@ def occluder(
     centre[:, 1] += np.abs(offset) * rng.uniform(-0.1, 0.1) * height
     if rows > 2 * height:
         centre[:, 1] = height / 2
-    angle = np.full(frames, rng.normal() * (0.02 if index < 0 else 0.08))
+    angle = np.full(frames, rng.normal() * (0.02 if is_slab else 0.08))
     return Layer(cut, layer_maps(cut, centre, np.ones((frames, 2)), angle), index)

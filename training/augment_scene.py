@@ -59,7 +59,7 @@ def populate(scene: Scene, rng: np.random.Generator, config: ClipConfig, bank: B
                 break
             _paste(scene, cut, scene.label(cut) if labelled else -1, rng, config)
     if rng.random() < config.occlude and not scene.full:
-        _occlude(scene, rng, config, bank)
+        _occlude(scene, rng, config, bank, labelled)
 
 
 def _choose_cuts(scene: Scene, rng: np.random.Generator, config: ClipConfig, bank: Bank) -> list[CutOut]:
@@ -94,8 +94,8 @@ def _paste(scene: Scene, cut: CutOut, label: int, rng: np.random.Generator, conf
     scene.draw(Layer(cut, layer_maps(cut, *path), label, behind), sway(rng, cut, config.frames))
 
 
-def _occlude(scene: Scene, rng: np.random.Generator, config: ClipConfig, bank: Bank) -> None:
-    """Hides one object for some frames; often a twin of it stays in view meanwhile."""
+def _occlude(scene: Scene, rng: np.random.Generator, config: ClipConfig, bank: Bank, labelled: bool) -> None:
+    """Hides one object for some frames; often a twin of it stays in view meanwhile. labelled: twin and cover are."""
     seen = [i for i in range(len(scene.class_ids)) if get_object(scene.bits[0][::4, ::4], i).sum() >= 6]
     if not seen:
         return
@@ -106,11 +106,12 @@ def _occlude(scene: Scene, rng: np.random.Generator, config: ClipConfig, bank: B
     if twin:
         cut = scene.cut(target)
         path = _beside(rng, config, cut, (boxes[0, :2] + boxes[0, 2:]) / 2)
-        scene.draw(Layer(cut, layer_maps(cut, *path), scene.label(cut)), sway(rng, cut, config.frames))
+        label = scene.label(cut) if labelled else -1
+        scene.draw(Layer(cut, layer_maps(cut, *path), label), sway(rng, cut, config.frames))
         boxes = boxes_over_time(scene.bits, target)  # the twin may cover it in part
     if scene.full:
         return
-    layer = occluder(rng, bank, boxes, config.size, len(scene.class_ids))
+    layer = occluder(rng, bank, boxes, config.size, len(scene.class_ids) if labelled else -1)
     if layer is not None:
         if layer.label >= 0:
             scene.label(layer.cut)

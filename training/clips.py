@@ -60,7 +60,7 @@ class ClipConfig:
     hide_twin: float = (
         0.4  # given such an occlusion: a copy of the hidden object stays in view (memory must tell them apart)
     )
-    unlabelled: float = 0.05  # non-exhaustive sources only: pasted look-alikes stay without label (pure distractors)
+    unlabelled: float = 0.05  # non-exhaustive sources: what is put on a clip has no label (pure distractors)
 
     colour: float = 0.8
     grey: float = 0.03

@@ -113,7 +113,7 @@ def make_source(config: SourceConfig, base: Path) -> Source:
     if config.head is not None:
         reader.head = config.head
     own = {name: getattr(config, name) for name in OWN}
-    return Source(reader, config.weight, **own)
+    return Source(reader, config.weight, alone=config.alone, **own)
 
 
 def check_classes(sources: Sequence[Source], heads: Mapping[str, int]) -> None:

@@ -48,10 +48,12 @@ class Source:
     size: tuple[int, int] | None = None  # (H, W) of the crop
     whole: float | None = None
     linger: float | None = None
+    alone: bool = False  # nothing but what the reader labels has a label, whatever is put on its clips
 
     def configure(self, config: ClipConfig) -> ClipConfig:
         """The clip configuration with this source's own values."""
-        return replace(config, **{name: value for name, value in self.own().items() if value is not None})
+        own = {name: value for name, value in self.own().items() if value is not None}
+        return replace(config, **own | ({"unlabelled": 1.0} if self.alone else {}))
 
     def own(self) -> dict[str, Any]:
         """This source's own values by the name of the clip configuration's field; None = as that says."""

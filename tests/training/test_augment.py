@@ -12,6 +12,7 @@ from training.augment_motion import STILL, absent_span, affine, camera_path, obj
 from training.augment_occlude import boxes_over_time, occluder, slab
 from training.augment_paste import Bank, CutOut, Layer, cut_out, draw, fit, layer_maps, usable
 from training.clips import Clip, ClipConfig, plain
+from training.loader import Source
 from training.readers import RawClip, channels, get_object, set_object
 
 GREEN, RED, GREY = (0, 250, 0), (250, 0, 0), (100, 100, 100)
@@ -117,6 +118,20 @@ def test_a_hidden_object_often_has_a_twin_in_view() -> None:
                 twins.append(both.any(axis=(2, 3)))
     assert len(twins) >= 8
     assert np.mean([(~seen[0] & seen[1]).any() or (~seen[1] & seen[0]).any() for seen in twins]) > 0.5
+
+
+def test_what_is_put_on_clips_of_one_labelled_object_has_no_label() -> None:
+    """Twin and cover of a source with `alone` are the same pictures without a mask."""
+    reader = Squares(1, (240, 320), exhaustive=False)
+    config = replace(STEADY, paste=0, occlude=1, hide_twin=1, away=0, unlabelled=0)
+
+    def clips(alone: bool) -> list[Clip]:
+        own = Source(reader, 1.0, alone=alone).configure(config)
+        return [make_clip(reader, 0, np.random.default_rng(seed), own, Bank([Squares()])) for seed in range(8)]
+
+    others, bare = clips(False), clips(True)
+    assert all(len(a.masks) > len(b.masks) <= 2 for a, b in zip(others, bare, strict=True))
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(others, bare, strict=True))
 
 
 def test_a_clip_is_a_function_of_its_seed() -> None:
