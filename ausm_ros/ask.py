@@ -17,7 +17,7 @@ class Question:
         self._futures: list[Any] = []
         self._asked = 0.0  # time.monotonic() of the last request
 
-    def answer(self) -> Any | None:
+    def answer(self) -> Any:
         """The first answer that came, to whichever of the requests; None so far. The first call asks."""
         for future in self._futures:
             if future.done():
