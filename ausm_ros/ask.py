@@ -9,15 +9,15 @@ from typing import Any
 
 
 class Question:
-    """One request that may be repeated. Nothing waits in here: whoever spins the client's node polls `answer`."""
+    """One request that may be repeated. Nothing waits in here: whoever spins the client's node calls `poll`."""
 
     def __init__(self, client: Any, request: Any, again: float) -> None:
-        """again: seconds without an answer after which the request is sent once more; infinite = never."""
+        """again: seconds without an answer after which the request is sent once more; infinite for a change."""
         self._client, self._request, self._again = client, request, again
         self._futures: list[Any] = []
         self._asked = 0.0  # time.monotonic() of the last request
 
-    def answer(self) -> Any:
+    def poll(self) -> Any:
         """The first answer that came, to whichever of the requests; None so far. The first call asks."""
         for future in self._futures:
             if future.done():

@@ -89,8 +89,8 @@ class Player(Node):
         """The state of the node. Raises DemoError."""
         self.wait_until(self._state.service_is_ready, START_SECONDS, f"service {self._state.srv_name}")
         question = Question(self._state, GetState.Request(), ASK_AGAIN)
-        self.wait_until(question.answer, START_SECONDS, "state of the node")
-        return question.answer().current_state
+        self.wait_until(question.poll, START_SECONDS, "state of the node")
+        return question.poll().current_state
 
     def wait_active(self) -> None:
         """Until the node is ACTIVE. Raises DemoError when it gives up configuring."""

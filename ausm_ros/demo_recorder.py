@@ -68,7 +68,7 @@ class Recorder(Node):
     def _listen(self, topic: str, qos: QoSProfile) -> None:
         if not self.count_publishers(self._instances.topic_name) or not self._state.service_is_ready():
             return
-        if self._known.answer() is not None:
+        if self._known.poll() is not None:
             self.create_subscription(Image, topic, self._on_image, qos)
             self._start.cancel()
 

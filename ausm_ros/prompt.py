@@ -144,7 +144,7 @@ class Operator:
         client = self._client(ListObjects, "list_objects")
         question = Question(client, ListObjects.Request(camera=camera), ASK_AGAIN)
         end = time.monotonic() + self._timeout
-        while (answer := question.answer()) is None:
+        while (answer := question.poll()) is None:
             if time.monotonic() >= end:
                 raise NoAnswer(f"{client.srv_name} gave no answer in {self._timeout:g} s")
             rclpy.spin_once(self._node, timeout_sec=0.05)

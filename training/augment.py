@@ -20,8 +20,8 @@ def choose_frames(
 ) -> list[int]:
     """T frame indices: stride uniform in 1..max_stride where the video allows it, reversed by chance.
 
-    A video shorter than T is played to and fro. absence: frames [start, stop) without some object. They are in the
-    clip, and SEEN frames before and after them, where it is long enough; by chance (`linger`) they last longer.
+    A video shorter than T is played to and fro. absence: frames [start, stop) without some object. The clip spans them
+    and SEEN frames before and after them, where it is long enough; by chance (`linger`) they last longer.
     """
     if length == 1:
         return [0] * config.frames
@@ -30,12 +30,15 @@ def choose_frames(
         frames = _linger(rng, length, config, absence)
     else:
         steps = max(1, config.frames - 1)
-        longest = min(config.max_stride, max(1, (length - 1) // steps))
+        shortest, longest = 1, min(config.max_stride, max(1, (length - 1) // steps))
         shown = absence if absence is not None and _span(absence) <= longest * steps + 1 else None
-        stride = int(rng.integers(1 if shown is None else -(-(_span(shown) - 1) // steps), longest + 1))
-        low, high = 0, max(0, length - stride * steps - 1)
         if shown is not None:
-            edges = shown[1] + SEEN - stride * steps - 1, shown[0] - SEEN
+            shortest = -(-(_span(shown) - 1) // steps)  # the least stride that still spans it
+        stride = int(rng.integers(shortest, longest + 1))
+        reach = (config.frames - 1) * stride  # from the first frame to the last
+        low, high = 0, max(0, length - reach - 1)
+        if shown is not None:
+            edges = shown[1] + SEEN - reach - 1, shown[0] - SEEN
             low, high = (min(max(edge, 0), high) for edge in edges)
         start = int(rng.integers(low, high + 1))
         frames = _fold(start + stride * np.arange(config.frames), length)

@@ -35,7 +35,7 @@ class SourceConfig:
     frames: int | None = None  # T of this source's clips, None = as the stage says
     size: tuple[int, int] | None = None  # (H, W) of this source's crop, None = as the stage says
     whole: float | None = None  # photos: probability of no zoom, None = as the clip configuration says
-    alone: bool = False  # simulated clips of hidden objects: no other of the scene is labelled
+    alone: bool = False  # simulated clips of hidden objects: nothing else is labelled
     linger: float | None = None  # simulated clips: probability of longer absences, None = as the configuration says
 
 

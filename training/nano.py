@@ -26,11 +26,20 @@ from training.data_config import parse_data_config
 from training.stages import Stage, nano, override
 
 STAGES = (1, 2, 3)
-PROBE, COLD = 10, 2  # iterations that measure the time of one; the first ones allocate and are not counted
+PROBE, COLD = (10, 10, 30), 2  # iterations that measure the time of one, by stage; the first ones allocate, not counted
 LEAST = 20  # iterations of a stage, however short the time
 SIMULATED = 0.25  # share of the batches of the simulated clips
-HIDDEN = 0.15  # ... of those in which an object is hidden, in the third stage: the first two are too short for them
+HIDDEN = (
+    0.15  # share of stage 3's batches of clips that hide an object: they cost most, and teach who can follow already
+)
 HIDDEN_LENGTH = 60  # frames of such a clip, as in the benchmark: an absence of up to 30 and what is before and after
+# Each has half of that share. T has room for the longest absence: in every second or third frame; or in all of them,
+# with one object known and its look-alikes not, as after an operator's prompt.
+HIDDEN_SOURCES: tuple[dict[str, Any], ...] = (
+    {"name": "hidden", "frames": 18, "size": [288, 384]},
+    {"name": "hidden_alone", "frames": 36, "size": [224, 320], "alone": True},
+)
+DATA, DATA_HIDDEN = "data.toml", "data_hidden.toml"  # data files made here, in OUT
 # glibc would give large tensors back to the system after every operation (docs/training.md)
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "999999999999", "MALLOC_TOP_PAD_": "268435456"}
 
@@ -70,7 +79,7 @@ def share_out(recipes: Sequence[Stage], costs: Sequence[Cost], seconds: float) -
 
 
 class Plan:
-    """OUT/plan.json: iterations of the stages that were begun, costs measured, seconds spent so far."""
+    """OUT/plan.json: iterations of the stages that were begun, costs, seconds spent so far, frames simulated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,10 +87,12 @@ class Plan:
         self.iterations: dict[int, int] = {int(k): v for k, v in known.get("iterations", {}).items()}
         self.costs: dict[int, Cost] = {int(k): Cost(*v) for k, v in known.get("costs", {}).items()}
         self.spent: float = known.get("spent", 0.0)
+        self.simulated: dict[str, int | None] | None = known.get("simulated")  # frames, by the option's name
 
     def save(self) -> None:
         partial = self.path.with_suffix(".partial")
         content = {"iterations": self.iterations, "costs": self.costs, "spent": round(self.spent, 1)}
+        content |= {"simulated": self.simulated}
         partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.replace(self.path)
 
@@ -137,7 +148,7 @@ def measure(args: argparse.Namespace, number: int) -> Cost:
     out = args.out / "probe"
     shutil.rmtree(out, ignore_errors=True)
     started = time.monotonic()
-    extra = ["--stop-at", str(PROBE), "--no-tensorboard", "--validate-every", "0"]
+    extra = ["--stop-at", str(PROBE[number - 1]), "--no-tensorboard", "--validate-every", "0"]
     call(train_command(args, number, out, recipe_of(args, number), extra))
     wall = time.monotonic() - started
     seconds = [json.loads(line)["seconds"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -167,8 +178,8 @@ def plan_stage(args: argparse.Namespace, plan: Plan, number: int) -> Stage:
 def data_of(args: argparse.Namespace, number: int) -> Path:
     """The data file of a stage: the user's, or what `simulate` made of it."""
     if args.simulate_hidden and number == STAGES[-1]:
-        return Path(args.out / "data_hidden.toml")
-    return Path(args.out / "data.toml" if args.simulate else args.data)
+        return Path(args.out / DATA_HIDDEN)
+    return Path(args.out / DATA if args.simulate else args.data)
 
 
 def simulate(args: argparse.Namespace) -> None:
@@ -180,15 +191,13 @@ def simulate(args: argparse.Namespace) -> None:
         clips = _make_clips(args, "sim", args.simulate, [])
         source = {"kind": "sim", "name": "simulated", "root": clips, "paste": 0.1}
         tables.append(source | {"weight": _weight(tables, SIMULATED)})
-        _write_data(args.out / "data.toml", tables)
+        _write_data(args.out / DATA, tables)
     if args.simulate_hidden:
         how = ["--scenario", "occlusion", "--clip-length", str(HIDDEN_LENGTH)]
         clips = _make_clips(args, "hidden", args.simulate_hidden, how)
-        source = {"kind": "sim", "root": clips, "paste": 0.0, "weight": _weight(tables, HIDDEN) / 2}
-        # half of them as an operator's prompt is: one object known, its look-alikes not
-        tables.append(source | {"name": "hidden", "frames": 18, "size": [288, 384]})
-        tables.append(source | {"name": "hidden_alone", "frames": 32, "size": [224, 320], "alone": True})
-        _write_data(args.out / "data_hidden.toml", tables)
+        source = {"kind": "sim", "root": clips, "paste": 0.0, "weight": _weight(tables, HIDDEN) / len(HIDDEN_SOURCES)}
+        tables += [source | own for own in HIDDEN_SOURCES]
+        _write_data(args.out / DATA_HIDDEN, tables)
 
 
 def _make_clips(args: argparse.Namespace, name: str, frames: int, how: Sequence[str]) -> str:
@@ -224,7 +233,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, help="scale all stages so that the whole takes this long on this machine")
     add("--simulate", type=int, metavar="FRAMES", help="first make this many simulated frames, and train on them too")
     add("--simulate-hidden", type=int, metavar="FRAMES", help="the same of scenes that hide an object, for stage 3")
-    add("--backgrounds", type=Path, nargs="+", default=[], help="with --simulate: folders of photos for its textures")
+    add(
+        "--backgrounds",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of photos, for the textures of what is simulated",
+    )
     add("--nproc-per-node", type=int, default=1, help="training processes, one a GPU (torchrun)")
     add("--workers", type=int, default=1, help="data processes per training process")
     add("--threads", type=int, default=1, help="CPU threads per training process")
@@ -240,13 +255,25 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--nproc-per-node {args.nproc_per_node} must be 1 or more, --minutes {args.minutes} positive")
     if any(setting.partition("=")[0] in ("iterations", "warmup") for setting in args.set) and args.minutes:
         raise InputError("--minutes decides iterations and warmup: leave them out of --set")
+    wrong = {name: number for name, number in _simulated(args).items() if number is not None and number < 1}
+    if wrong or (args.backgrounds and not any(_simulated(args).values())):
+        raise InputError(
+            f"{wrong or '--backgrounds'}: 1 or more frames are to be simulated (--simulate, --simulate-hidden)"
+        )
     check_out_folder(args.out)
+    if args.data.resolve() in [(args.out / name).resolve() for name in (DATA, DATA_HIDDEN)]:
+        raise InputError(f"{args.data} is where this command writes a data file of its own: give it another name")
     parse_data_config(args.data)  # complains before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         plan = Plan(args.out / "plan.json")
-        if args.simulate or args.simulate_hidden:
+        then, now = plan.simulated, _simulated(args)
+        if then is not None and then != now:
+            changed = {name: (then.get(name), frames) for name, frames in now.items() if then.get(name) != frames}
+            raise InputError(f"{args.out} was begun with other options, (then, now): {changed}; give the same again")
+        plan.simulated = now
+        if any(now.values()) and not _finished(args.out / f"s{STAGES[-1]}"):
             with plan.clock():
                 simulate(args)
         for number in STAGES:
@@ -262,12 +289,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _simulated(args: argparse.Namespace) -> dict[str, int | None]:
+    """Frames to be simulated by the option's name, None where it was not given."""
+    return {"--simulate": args.simulate, "--simulate-hidden": args.simulate_hidden}
+
+
+def _finished(folder: Path) -> bool:
+    at = progress(folder)
+    return at is not None and at.iterations >= at.of
+
+
 def _train(args: argparse.Namespace, plan: Plan, number: int) -> None:
     out = args.out / f"s{number}"
-    at = progress(out)
-    if at is not None and at.iterations >= at.of:
+    if _finished(out):
         return
-    if at is not None:
+    if (at := progress(out)) is not None:
         plan.iterations[number] = at.of
     recipe = plan_stage(args, plan, number)
     extra = ["--init", str(args.out / f"s{number - 1}" / "ema.safetensors")] if number > 1 else []

@@ -278,6 +278,7 @@ class Trainer:
                     "weight": x.weight,
                     "exhaustive": x.reader.exhaustive,
                     "head": x.reader.head,
+                    "alone": x.alone,
                     **x.own(),
                 }
                 for x in self.sources

@@ -287,7 +287,7 @@ class Robot:
 
     @staticmethod
     def _ask(client: Any, request: Any, name: str, patience: float, again: float) -> Any:
-        return wait_until(Question(client, request, again).answer, f"an answer of {name}", patience)
+        return wait_until(Question(client, request, again).poll, f"an answer of {name}", patience)
 
     def add(self, *prompts: Prompt, camera: str = "", wait: float = 0.0, stamp: int = 0, atomic: bool = False) -> Any:
         request = AddObjects.Request(

@@ -70,14 +70,14 @@ def test_a_question_takes_the_first_answer_and_a_change_is_asked_for_once() -> N
             return late[-1]
 
     question = Question(Slow(0), GetState.Request(), again=0.0)
-    assert question.answer() is None and len(late) == 1
+    assert question.poll() is None and len(late) == 1
     time.sleep(0.001)
-    assert question.answer() is None and len(late) == 2
+    assert question.poll() is None and len(late) == 2
     late[0].set_result("the first")
     late[1].set_result("the second")
-    assert question.answer() == question.answer() == "the first" and len(late) == 2
+    assert question.poll() == question.poll() == "the first" and len(late) == 2
     once = Question(Deaf(5), GetState.Request(), again=math.inf)
-    assert [once.answer() for _ in range(3)] == [None] * 3 and once._client.asked == 1
+    assert [once.poll() for _ in range(3)] == [None] * 3 and once._client.asked == 1
 
 
 def operator(monkeypatch: pytest.MonkeyPatch, lost: int) -> tuple[prompt.Operator, list[Deaf]]:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from layouts import write_coco, write_sequence
+from tiny_training import Squares
 
-from training.clips import ClipDataError
-from training.data_config import load_data_config, parse_data_config
+from training import data_config
+from training.clips import ClipConfig, ClipDataError
+from training.data_config import SourceConfig, load_data_config, make_source, parse_data_config
 
 
 def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
@@ -57,3 +59,10 @@ def test_data_config_errors_say_what_is_wrong(tmp_path: Path, text: str, message
 def test_the_example_configuration_is_valid() -> None:
     configs = parse_data_config(Path(__file__).parents[2] / "config" / "data_example.toml")
     assert [config.kind for config in configs] == ["coco", "coco", "davis2016", "sim"]
+
+
+def test_nothing_gets_a_label_on_clips_of_a_source_with_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data_config.KINDS, "sim", lambda config, root: Squares())
+    for alone, unlabelled in ((True, 1.0), (False, ClipConfig().unlabelled)):
+        source = make_source(SourceConfig(kind="sim", root="x", alone=alone), Path())
+        assert source.configure(ClipConfig()).unlabelled == unlabelled

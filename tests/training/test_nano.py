@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_training import tiny_config, write_data
 
@@ -13,6 +14,8 @@ from ausm import weights
 from ausm.config import PRESETS
 from ausm.errors import AusmError, InputError
 from training import nano, train
+from training.augment import LONGEST_ABSENCE, SEEN, choose_frames
+from training.clips import ClipConfig
 from training.data_config import parse_data_config
 
 TINY = ["frames=2", "size=[32,64]", "loss.points=64", "batch=1", "max_instances=4"]
@@ -103,7 +106,7 @@ def test_minutes_scale_all_stages(tmp_path: Path, calls: list[list[str]], monkey
 
 def test_the_time_of_an_iteration_is_measured(tmp_path: Path, calls: list[list[str]]) -> None:
     cost = nano.measure(arguments(tmp_path), 3)
-    assert option(calls[0], "--stop-at") == str(nano.PROBE) and option(calls[0], "--stage") == "3"
+    assert option(calls[0], "--stop-at") == str(nano.PROBE[2]) and option(calls[0], "--stage") == "3"
     assert 0 < cost.iteration < 60 and cost.start > 0
     assert not (tmp_path / "nano/probe").exists()
 
@@ -141,10 +144,41 @@ def test_clips_of_hidden_objects_are_sources_of_the_third_stage(
     assert [nano.data_of(args, n) for n in nano.STAGES] == [before, before, tmp_path / "nano/data_hidden.toml"]
     *known, seen, alone = parse_data_config(tmp_path / "nano/data_hidden.toml")
     assert [source.kind for source in known] == ["davis2017", "sim"][: 2 if others else 1]
-    assert (seen.frames, seen.alone, alone.frames, alone.alone) == (18, False, 32, True)
+    assert (seen.alone, alone.alone) == (False, True)
+    for source in (seen, alone):  # the longest absence is spanned, with what is before and after
+        config = ClipConfig(frames=source.frames or 0)
+        drawn = [
+            choose_frames(np.random.default_rng(k), nano.HIDDEN_LENGTH, config, (15, 15 + LONGEST_ABSENCE))
+            for k in range(50)
+        ]
+        assert all(min(frames) <= 15 - SEEN and max(frames) >= 15 + LONGEST_ABSENCE + SEEN - 1 for frames in drawn)
     assert Path(seen.root) == Path(alone.root) == (tmp_path / "nano/hidden").resolve()
     total = sum(source.weight for source in (*known, seen, alone))
     assert seen.weight == alone.weight == pytest.approx(total * nano.HIDDEN / 2)
+
+
+def test_each_stage_is_trained_on_its_data_and_options_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(tmp_path)
+    commands: list[list[str]] = []
+
+    def call(command: list[str]) -> None:
+        commands.append(command)
+        if "simulate" in command:
+            Path(option(command, "--out") or "").mkdir()
+
+    monkeypatch.setattr(nano, "call", call)
+    with pytest.raises(AusmError, match="stage 1 left no checkpoint"):
+        nano.run(arguments(tmp_path, "--simulate-hidden", "120"))
+    simulate, *stages = commands
+    assert option(simulate, "--scenario") == "occlusion"
+    hidden = str(tmp_path / "nano/data_hidden.toml")
+    assert [option(c, "--data") for c in stages] == [str(tmp_path / "data.toml"), str(tmp_path / "data.toml"), hidden]
+    with pytest.raises(InputError, match=r"begun with other options, .*'--simulate-hidden': \(120, None\)"):
+        nano.run(arguments(tmp_path))
+    finished = nano.Progress(5, 5, 1.0)
+    monkeypatch.setattr(nano, "progress", lambda folder: finished)
+    commands.clear()
+    assert nano.run(arguments(tmp_path, "--simulate-hidden", "120")) == 0 and not commands  # all is done
 
 
 def test_several_processes_share_every_batch(tmp_path: Path) -> None:
@@ -177,4 +211,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         nano.run(arguments(tmp_path, "--minutes", "-1"))
     with pytest.raises(InputError, match=r"none\.toml"):
         nano.run(arguments(tmp_path, "--data", str(tmp_path / "none.toml")))
+    with pytest.raises(InputError, match="'--simulate': 0}: 1 or more frames"):
+        nano.run(arguments(tmp_path, "--simulate", "0"))
+    with pytest.raises(InputError, match="--backgrounds: 1 or more frames are to be simulated"):
+        nano.run(arguments(tmp_path, "--backgrounds", str(tmp_path)))
     assert not (tmp_path / "nano").exists()
+    (tmp_path / "nano").mkdir()
+    own = (tmp_path / "data.toml").rename(tmp_path / "nano/data.toml")
+    with pytest.raises(InputError, match="give it another name"):
+        nano.run(arguments(tmp_path, "--data", str(own), "--simulate", "640"))
+    assert list((tmp_path / "nano").iterdir()) == [own]
