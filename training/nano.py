@@ -29,9 +29,7 @@ STAGES = (1, 2, 3)
 PROBE, COLD = (10, 10, 30), 2  # iterations that measure the time of one, by stage; the first ones allocate, not counted
 LEAST = 20  # iterations of a stage, however short the time
 SIMULATED = 0.25  # share of the batches of the simulated clips
-HIDDEN = (
-    0.15  # share of stage 3's batches of clips that hide an object: they cost most, and teach who can follow already
-)
+HIDDEN = 0.15  # share of stage 3's batches of clips that hide an object: costly, and they teach who can follow already
 HIDDEN_LENGTH = 60  # frames of such a clip, as in the benchmark: an absence of up to 30 and what is before and after
 # Each has half of that share. T has room for the longest absence: in every second or third frame; or in all of them,
 # with one object known and its look-alikes not, as after an operator's prompt.
@@ -57,6 +55,10 @@ class Progress(NamedTuple):
     iterations: int
     of: int
     seconds: float  # of training
+
+    @property
+    def finished(self) -> bool:
+        return self.iterations >= self.of
 
 
 def progress(folder: Path) -> Progress | None:
@@ -233,13 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, help="scale all stages so that the whole takes this long on this machine")
     add("--simulate", type=int, metavar="FRAMES", help="first make this many simulated frames, and train on them too")
     add("--simulate-hidden", type=int, metavar="FRAMES", help="the same of scenes that hide an object, for stage 3")
-    add(
-        "--backgrounds",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="folders of photos, for the textures of what is simulated",
-    )
+    add("--backgrounds", type=Path, nargs="+", default=[], help="folders of photos: textures of simulated scenes")
     add("--nproc-per-node", type=int, default=1, help="training processes, one a GPU (torchrun)")
     add("--workers", type=int, default=1, help="data processes per training process")
     add("--threads", type=int, default=1, help="CPU threads per training process")
@@ -273,7 +269,8 @@ def run(args: argparse.Namespace) -> int:
             changed = {name: (then.get(name), frames) for name, frames in now.items() if then.get(name) != frames}
             raise InputError(f"{args.out} was begun with other options, (then, now): {changed}; give the same again")
         plan.simulated = now
-        if any(now.values()) and not _finished(args.out / f"s{STAGES[-1]}"):
+        last = progress(args.out / f"s{STAGES[-1]}")
+        if any(now.values()) and not (last is not None and last.finished):
             with plan.clock():
                 simulate(args)
         for number in STAGES:
@@ -294,16 +291,12 @@ def _simulated(args: argparse.Namespace) -> dict[str, int | None]:
     return {"--simulate": args.simulate, "--simulate-hidden": args.simulate_hidden}
 
 
-def _finished(folder: Path) -> bool:
-    at = progress(folder)
-    return at is not None and at.iterations >= at.of
-
-
 def _train(args: argparse.Namespace, plan: Plan, number: int) -> None:
     out = args.out / f"s{number}"
-    if _finished(out):
+    at = progress(out)
+    if at is not None and at.finished:
         return
-    if (at := progress(out)) is not None:
+    if at is not None:
         plan.iterations[number] = at.of
     recipe = plan_stage(args, plan, number)
     extra = ["--init", str(args.out / f"s{number - 1}" / "ema.safetensors")] if number > 1 else []
