@@ -38,9 +38,7 @@ class DecoderLayer(nn.Module):
         self.norm_ffn = LayerNorm(D)
         self.ffn = FeedForward(D, config.ffn)
 
-    def forward(
-        self, x: Tensor, y: Tensor | None, history: History, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None, history: History, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """x, y (B', N, D), grid (h, w) -> two addends (B', N, D)."""
         D = x.shape[-1]
         pos = sine_position(*size, D, x.device, x.dtype)

@@ -227,9 +227,7 @@ class PixelDecoder(nn.Module):
         masks[:, -N_det:] += reach
         return masks
 
-    def _predict(
-        self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, seeds: SeedQueries | None
-    ) -> Predictions:
+    def _predict(self, embeddings: Tensor, vectors: Tensor, pixels: Tensor, seeds: SeedQueries | None) -> Predictions:
         b, _, H, W = pixels.shape
         masks = (vectors @ pixels.flatten(2)).view(b, -1, H, W)
         masks = self._within_reach(masks, embeddings, seeds, (H, W))

@@ -47,7 +47,5 @@ def spatial_traversal(image: np.ndarray, window: float = WINDOW) -> Plan:
     H, W = image.shape[:2]
     h, w = max(round(H * window), 1), max(round(W * window), 1)
     corners = ((0, 0), (0, W - w), (H - h, W - w), (H - h, 0))
-    views = [
-        cv2.resize(image[y : y + h, x : x + w], (W, H), interpolation=cv2.INTER_LINEAR) for y, x in corners
-    ]
+    views = [cv2.resize(image[y : y + h, x : x + w], (W, H), interpolation=cv2.INTER_LINEAR) for y, x in corners]
     return Plan([image, *views, image], [5])

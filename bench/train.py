@@ -156,7 +156,7 @@ class Iteration:
 
 @contextmanager
 def scan_of(kind: str) -> Iterator[None]:
-    """"auto": the fastest scan of this device; "plain": PyTorch's own operations, as the loop has them."""
+    """kind "auto": the fastest scan of this device; "plain": PyTorch's own operations, as the loop has them."""
     if kind == "auto":
         yield
         return
