@@ -120,7 +120,7 @@ def load_into(model: AUSM, path: Path) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """device "auto": the first CUDA device if there is one, else the CPU. Raises CheckpointError for one not present."""
+    """device "auto": the first CUDA device if there is one, else the CPU. CheckpointError for a device not present."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
