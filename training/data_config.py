@@ -29,6 +29,7 @@ class SourceConfig:
     exclude: tuple[str, ...] = ()  # items never read, on top of the held-out ones
     annotations: str = "annotations.json"  # COCO kinds: the json, relative to root
     images: str = "images"  # COCO kinds: the folder, relative to root
+    crowded: bool = False  # COCO kinds: only the images with crowd regions, which an exhaustive source leaves out
     topic: str | None = None  # bags: the camera topic, where there are several
     labels: str | None = None  # bags: the topic of the masks, where there are several
     paste: float | None = None  # probability of pasted objects, None = as the clip configuration says
@@ -49,6 +50,7 @@ VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "linger": ((int, float), "a number"),
     "exhaustive": (bool, "true or false"),
     "alone": (bool, "true or false"),
+    "crowded": (bool, "true or false"),
     "exclude": (list, "a list"),
 }
 
@@ -63,6 +65,7 @@ def _coco(source: SourceConfig, root: Path) -> Reader:
         exhaustive=source.exhaustive is not False,
         classes=source.head != "",
         exclude=source.exclude,
+        crowded=source.crowded,
     )
 
 
@@ -166,6 +169,8 @@ def _parse_table(table: dict[str, Any], where: str) -> SourceConfig:
             raise ClipDataError(f"{where}: {key} is for simulated clips, kind is {values['kind']!r}")
     if values.get("alone") and values.get("exhaustive"):
         raise ClipDataError(f"{where}: alone leaves all but one object without a label, so it is not exhaustive")
+    if values.get("crowded") and values["kind"] != "coco":
+        raise ClipDataError(f"{where}: crowded is for COCO images, kind is {values['kind']!r}")
     for key in ("whole", "linger"):
         if not 0 <= values.get(key, 0.0) <= 1:
             raise ClipDataError(f"{where}: {key} {values[key]} must be in 0..1")

@@ -1,6 +1,7 @@
 """COCO instance annotations (polygons, plain and compressed run lengths): stills for pseudo-videos."""
 
 import json
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from training.clips import ClipDataError
 from training.readers import HELD_OUT, MAX_OBJECTS, RawClip, channels, check_frames, read_rgb, set_object
+
+log = logging.getLogger(__name__)
 
 FINE = 4
 
@@ -94,8 +97,9 @@ class CocoReader:
 
     `classes` False drops the categories (head ""): for subsets that label one kind of object only.
     `exclude` adds names to the held-out ones, which are never read. When `exhaustive`, images with crowd regions are
-    left out (their single objects carry no labels), and images without any object stay, as pure background.
-    Raises ClipDataError for a missing or malformed json.
+    left out (their single objects carry no labels), and images without any object stay, as pure background. `crowded`
+    reads what was left out, and nothing else: those images show many objects that do carry a label.
+    Raises ClipDataError for a missing or malformed json, and for images that are to be both.
     """
 
     def __init__(
@@ -107,7 +111,10 @@ class CocoReader:
         exhaustive: bool = True,
         classes: bool = True,
         exclude: Collection[str] = (),
+        crowded: bool = False,
     ) -> None:
+        if crowded and exhaustive:
+            raise ClipDataError(f"{name}: not every object of a crowd has a label, so crowded needs exhaustive = false")
         self.name, self.exhaustive, self.head = name, exhaustive, "coco" if classes else ""
         self.images = Path(images)
         data = load_json(Path(annotations), ("images", "annotations", "categories"))
@@ -116,18 +123,23 @@ class CocoReader:
             categories = sorted(data["categories"], key=lambda category: category["id"])
             index_of = {category["id"]: index for index, category in enumerate(categories)}
             by_image: dict[int, list[dict[str, Any]]] = {}
-            crowded: set[int] = set()
+            crowds: set[int] = set()
             for annotation in data["annotations"]:
                 if annotation.get("iscrowd", 0):
-                    crowded.add(annotation["image_id"])
+                    crowds.add(annotation["image_id"])
                 else:
                     by_image.setdefault(annotation["image_id"], []).append(annotation)
             if classes:
                 self.category_names = tuple(str(category["name"]) for category in categories)
             refused = HELD_OUT["coco"] | frozenset(exclude)
             self._items: list[tuple[str, list[tuple[int, Any]]]] = []
+            left_out = 0
             for image in sorted(data["images"], key=lambda image: image["id"]):
-                if Path(image["file_name"]).stem in refused or (exhaustive and image["id"] in crowded):
+                if Path(image["file_name"]).stem in refused:
+                    continue
+                has_crowd = image["id"] in crowds
+                if (exhaustive and has_crowd) or (crowded and not has_crowd):
+                    left_out += 1
                     continue
                 found = by_image.get(image["id"], [])
                 if not found and not exhaustive:
@@ -139,6 +151,11 @@ class CocoReader:
             raise ClipDataError(f"{annotations}: malformed COCO annotations ({error!r})") from error
         if not self._items:
             raise ClipDataError(f"{annotations}: no image is left to train on")
+        if exhaustive and left_out:
+            log.info(
+                "source %s: %d of %d images have crowd regions and are left out; a second source with crowded = true "
+                "and exhaustive = false reads them", name, left_out, left_out + len(self._items),
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._items)

@@ -42,6 +42,7 @@ def test_data_config_opens_sources_with_overrides(tmp_path: Path) -> None:
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nlinger = -1\n", "linger -1 must be in 0..1"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nalone = true\n", "alone is for simulated clips, kind is 'coco'"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nlinger = 0.5\n", "linger is for simulated clips, kind is 'coco'"),
+        ("[[source]]\nkind = 'sim'\nroot = 'x'\ncrowded = true\n", "crowded is for COCO images, kind is 'sim'"),
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nalone = true\nexhaustive = true\n", "so it is not exhaustive"),
         ("[[source]]\nkind = 'sim'\nroot = 'x'\nalone = 1\n", "alone = 1 is not true or false"),
         ("[[source]]\nkind = 'coco'\nroot = 'x'\nsize = [320, 450]\n", r"size \[320, 450\] must be .* multiples of 32"),

@@ -1,5 +1,6 @@
 """COCO: run lengths and polygons, categories, what is left out, errors that name the file."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_coco_without_exhaustive_labels_skips_empty_images_and_classes(tmp_path:
     reader = CocoReader(write_coco(tmp_path), tmp_path / "images", exhaustive=False, classes=False)
     assert [reader.item_name(item) for item in range(len(reader))] == ["000000000500"]
     assert reader.head == "" and reader.load(0, [0]).class_ids.tolist() == [-1, -1]
+
+
+def test_crowded_reads_what_an_exhaustive_source_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_coco(tmp_path)
+    data = json.loads(file.read_text())
+    data["annotations"].append(data["annotations"][0] | {"id": 77, "image_id": 501})
+    file.write_text(json.dumps(data))
+    reader = CocoReader(file, tmp_path / "images", exhaustive=False, crowded=True)
+    assert [reader.item_name(item) for item in range(len(reader))] == ["000000000501"]
+    assert reader.load(0, [0]).class_ids.tolist() == [2]  # the single object; the crowd itself is none
+    with caplog.at_level("INFO"):
+        CocoReader(file, tmp_path / "images")
+    assert "1 of 3 images have crowd regions" in caplog.text
+    with pytest.raises(ClipDataError, match="crowded needs exhaustive = false"):
+        CocoReader(file, tmp_path / "images", crowded=True)
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
