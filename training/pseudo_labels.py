@@ -49,7 +49,7 @@ def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST
     category, before = min(truth.cats), len(table["annotations"])
     for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
         image = read_annotated(truth.imgs[image_id], images)
-        found = detect(model, [image], dedupe=True)
+        found = detect(model, [image])
         labels = [mask for row in truth.imgToAnns[image_id] if (mask := truth.annToMask(row) > 0).any()]
         for mask, score in zip(found.masks, found.scores, strict=True):
             area = int(mask.sum())

@@ -21,7 +21,8 @@ from ausm.marker import marks_from_logits
 from ausm.metrics.tubes import encode_segmentation
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
-DUPLICATE_IOU = 0.7  # as the stream's `dedupe_iou`
+DUPLICATE_IOU = 0.7  # between showings, as the stream's `dedupe_iou`
+SIGMA = 0.5  # of the Gaussian of Soft-NMS (Bodla et al. 2017)
 STABLE = 1.0  # logits around 0 between which the edge of a good mask hardly moves
 MOST = 100  # detections per image that COCO looks at
 
@@ -63,7 +64,7 @@ def detect(
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
     Without a head also times its stability: objectness taught without `loss.quality` does not know how good a mask
     became (docs/checkpoints/nano.md).
-    dedupe: drop what overlaps a better mask more than a stream allows; without it every query counts (Mask2Former).
+    dedupe: lower the scores of what overlaps better masks (Soft-NMS); without it every query counts (Mask2Former).
     """
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
@@ -88,9 +89,7 @@ def detect(
     if head is None:
         quality = quality * stability(logits)
     if dedupe:
-        ranking = out.objectness[0].float().sigmoid() * quality
-        unique = keep_detections(logits > 0, ranking, logits[:0] > 0, DUPLICATE_IOU)
-        quality = torch.zeros_like(quality).scatter(0, torch.tensor(unique, device=device), quality[unique])
+        quality = quality * decay(logits > 0, out.objectness[0].float().sigmoid() * quality)
     if head is None:
         scores = (out.objectness[0].float().sigmoid() * quality)[:, None]  # (Q, 1)
     else:
@@ -100,10 +99,23 @@ def detect(
     queries = (best.indices // scores.shape[1]).tolist()
     planes = logits.cpu().numpy()
     masks = {q: full_size_masks(planes[q : q + 1], g)[0] for q in set(queries)}
-    values = best.values.tolist()
-    keep = [n for n, q in enumerate(queries) if masks[q].any() and (values[n] > 0 or not dedupe)]
+    keep = [n for n, q in enumerate(queries) if masks[q].any()]
     classes = (best.indices % scores.shape[1]).cpu().numpy()
     return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
+
+
+def decay(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """masks (Q, H, W) bool, scores (Q,) -> (Q,) factors 0..1 of Soft-NMS: one mask after the other, best first, lowers
+    what is left by exp(-IoU^2 / SIGMA)."""
+    flat = masks.flatten(1).float()
+    shared, areas = flat @ flat.T, flat.sum(1)
+    lowered = torch.exp(-((shared / (areas[:, None] + areas - shared).clamp(min=1)) ** 2) / SIGMA)
+    factors, left = torch.ones_like(scores), torch.ones_like(scores, dtype=torch.bool)
+    for _ in range(len(scores)):
+        best = (scores * factors).masked_fill(~left, -1.0).argmax()
+        left[best] = False
+        factors = torch.where(left, factors * lowered[best], factors)
+    return factors
 
 
 def stability(logits: torch.Tensor) -> torch.Tensor:

@@ -145,17 +145,27 @@ def test_stability_is_the_overlap_of_two_cuts() -> None:
     assert torch.allclose(images.stability(logits), torch.tensor([1.0, 16 / 24, 0.0]))
 
 
-def test_duplicates_are_dropped_when_asked() -> None:
+def test_what_overlaps_a_better_mask_ranks_lower_when_asked() -> None:
     class Model(ScriptedModel):
         def new_state(self, height, width):
             return super().new_state(height, width, torch.float32)
 
     world = {"twin": ((8, 8, 40, 40), 2.0), "best": ((8, 8, 40, 40), 4.0), "other": ((8, 48, 40, 80), 1.0)}
     image = np.zeros((64, 96, 3), np.uint8)
-    every, unique = (detect(Model([world]), [image], 64, dedupe=dedupe) for dedupe in (False, True))
-    assert len(every.masks) == 3 and np.array_equal(every.masks[0], every.masks[1])
-    assert unique.scores.tolist() == every.scores[[0, 2]].tolist()  # the better of the twins stays
-    assert np.array_equal(unique.masks[1], every.masks[2])
+    every, ranked = (detect(Model([world]), [image], 64, dedupe=dedupe) for dedupe in (False, True))
+    assert len(every.masks) == len(ranked.masks) == 3 and np.array_equal(every.masks[0], every.masks[1])
+    best, twin, other = every.scores
+    assert ranked.scores.tolist() == pytest.approx([best, other, twin * np.exp(-2)])  # IoU 1: exp(-1 / 0.5)
+    assert np.array_equal(ranked.masks[1], every.masks[2])
+
+
+def test_decay_by_hand() -> None:
+    """Of four columns the masks have 0 and 1, 1 and 2, 0 to 2, and none; the third is the best."""
+    masks = torch.zeros(4, 1, 4, dtype=torch.bool)
+    masks[0, 0, 0:2] = masks[1, 0, 1:3] = masks[2, 0, 0:3] = True
+    factors = images.decay(masks, torch.tensor([0.5, 0.6, 0.9, 0.1]))
+    one, two = np.exp(-((2 / 3) ** 2) / 0.5), np.exp(-((1 / 3) ** 2) / 0.5)
+    assert factors.tolist() == pytest.approx([one * two, one, 1.0, 1.0])
 
 
 def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
@@ -177,7 +187,7 @@ def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
 @pytest.mark.parametrize(
     ("options", "unique"), [({}, True), ({"class_agnostic": False}, False), ({"dedupe": False}, False)]
 )
-def test_duplicates_are_dropped_where_classes_do_not_count(root, model, monkeypatch, options, unique) -> None:
+def test_duplicates_rank_lower_where_classes_do_not_count(root, model, monkeypatch, options, unique) -> None:
     asked: list[bool] = []
 
     def spy(_model, _showings, _short_side, _head, dedupe):
@@ -228,8 +238,9 @@ def test_command(root: Path, model, capsys) -> None:
     assert {row["image_id"] for row in rows} <= {2, 5}  # an untrained model may see nothing on one of them
     assert isinstance(rows[0]["segmentation"]["counts"], str)
     agnostic = [*command, "--class-agnostic", "--short-side", "64", "--out", str(root / "all.json")]
-    assert cli.main([*agnostic, "--no-dedupe"]) == 0  # duplicates are dropped unless asked for
-    assert len(json.loads((root / "all.json").read_text())) > len(rows)
+    assert cli.main([*agnostic, "--no-dedupe"]) == 0  # overlaps lower scores unless asked not to
+    every = json.loads((root / "all.json").read_text())
+    assert len(every) == len(rows) and sum(row["score"] for row in every) > sum(row["score"] for row in rows)
     for scaled in (["--repeat", "2"], ["--traversal"]):
         assert cli.main([*command, *scaled, "--short-side", "64", "--limit", "1"]) == 0
 
