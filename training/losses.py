@@ -13,8 +13,6 @@ from training.matcher import match
 from training.preprocess import Targets
 from training.seed_loss import seed_loss, way_to_seeds
 
-MARGIN = 4  # pixels
-
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -31,7 +29,6 @@ class LossConfig:
     oversample: float = 3.0
     importance: float = 0.75
     hard: bool = False  # the 3/4 are where the mask is most wrong, then least certain: it may be sure of its neighbour
-    near: float = 0.0  # share of the oversample that lies around the object: a small one hardly gets a point otherwise
     deep: float = 1.0  # weight of the intermediate outputs
     quality: bool = False  # objectness of a matched detection is taught `mask_quality` instead of 1
     quality_all: bool = False  # ... and of an unmatched one the same of the target it covers best, instead of 0
@@ -39,8 +36,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.quality_all and not self.quality:
             raise InputError("quality_all is part of quality: set both")
-        if not 0 <= self.near <= 1:
-            raise InputError(f"near {self.near}: a share, 0 to 1")
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -49,33 +44,14 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps[:, None], grid, align_corners=False, padding_mode="border")[:, 0, 0]
 
 
-def surroundings(targets: Tensor) -> Tensor:
-    """targets (M, H, W) bool -> (M, 2, 2): lower and upper corner x, y in 0..1 of each object's box with half its size
-    (and at least `MARGIN` pixels) around it, inside the image; the whole image where there is no object."""
-    corners = []
-    for some in (targets.any(1), targets.any(2)):  # columns, rows
-        n = some.shape[1]
-        first, last = some.int().argmax(1), n - some.flip(1).int().argmax(1)
-        margin = ((last - first) / 2).clamp(min=MARGIN)
-        missing = ~some.any(1)
-        low = ((first - margin) / n).clamp(min=0).masked_fill(missing, 0.0)
-        high = ((last + margin) / n).clamp(max=1).masked_fill(missing, 1.0)
-        corners.append(torch.stack((low, high), 1))
-    return torch.stack(corners, 2)
-
-
 @torch.no_grad()
 def uncertain_points(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
     """(M, P, 2): 3/4 of the points with the smallest |logit| of a random oversample, the rest uniform (PointRend).
 
     With `config.hard` the logit counts as negative where it has the wrong sign: errors first, then what is uncertain.
-    `config.near` of the oversample lies in the `surroundings` of the target.
     """
     M, P = len(logits), config.points
     candidates = torch.rand(M, int(P * config.oversample), 2, device=logits.device)
-    if near := int(P * config.oversample * config.near):
-        low, high = surroundings(targets).unbind(1)
-        candidates[:, :near] = low[:, None] + candidates[:, :near] * (high - low)[:, None]
     certainty = sample_points(logits, candidates)
     certainty = certainty * (2 * sample_points(targets.float(), candidates) - 1) if config.hard else certainty.abs()
     important = int(P * config.importance)

@@ -18,7 +18,6 @@ from training.losses import (
     mask_overlaps,
     mask_quality,
     sample_points,
-    surroundings,
     uncertain_points,
 )
 from training.preprocess import Targets
@@ -58,31 +57,6 @@ def test_points_may_be_taken_where_the_prediction_is_most_wrong() -> None:
         points = uncertain_points(logits, targets, replace(CONFIG, hard=hard))
         wrong.append(float((points[0] > 0.75).all(-1).float().mean()))
     assert wrong[0] < 0.06 and wrong[1] > 3 * 0.9 / 16  # all candidates there, three times as many as by chance
-
-
-def test_surroundings_are_the_box_and_half_its_size_around_it() -> None:
-    targets = torch.zeros(4, 40, 80, dtype=torch.bool)
-    targets[0, 10:20, 20:40] = True
-    targets[1, 0, 79] = True  # one pixel in a corner
-    targets[2, ::39, ::79] = True  # parts in all corners; the last has no object
-    whole = [[0.0, 0.0], [1.0, 1.0]]
-    expected = [[[10 / 80, 5 / 40], [50 / 80, 25 / 40]], [[75 / 80, 0.0], [1.0, 5 / 40]], whole, whole]
-    assert torch.allclose(surroundings(targets), torch.tensor(expected))
-
-
-def test_near_points_show_a_small_object() -> None:
-    """Of an object of 4x4 in 128x128 a uniform draw hardly meets anything."""
-    torch.manual_seed(0)
-    logits, targets = torch.full((1, 32, 32), -8.0), torch.zeros(1, 128, 128, dtype=torch.bool)
-    targets[0, 60:64, 100:104] = True
-    met = []
-    for near in (0.0, 0.5):
-        points = uncertain_points(logits, targets, replace(CONFIG, hard=True, near=near))
-        met.append(int((sample_points(targets.float(), points) > 0.5).sum()))
-        assert (points >= 0).all() and (points <= 1).all()
-    assert met[0] <= 3 and met[1] >= 25  # 384 candidates around it, a ninth of them inside
-    with pytest.raises(InputError, match=r"near 1\.5"):
-        LossConfig(near=1.5)
 
 
 def test_mask_losses_by_hand() -> None:
