@@ -18,6 +18,7 @@ from ausm.errors import InputError, SizeError
 from ausm.evaluate.scaling import image_showings
 from ausm.io import read_image
 from ausm.marker import marks_from_logits
+from ausm.metrics.tracking import pairwise_iou
 from ausm.metrics.tubes import encode_segmentation
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
@@ -84,14 +85,14 @@ def detect(
         kept = kept[: model.config.N_id - K]
         marks = marks_from_logits(exclusive(torch.cat((logits[:K], logits[kept]))), state.size)
         ids = torch.arange(K + len(kept), device=device)
-    logits = out.masks[0].float()
+    logits, objectness = out.masks[0].float(), out.objectness[0].float().sigmoid()
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
     if head is None:
         quality = quality * stability(logits)
     if dedupe:
-        quality = quality * decay(logits > 0, out.objectness[0].float().sigmoid() * quality)
+        quality = quality * decay(logits > 0, objectness * quality)
     if head is None:
-        scores = (out.objectness[0].float().sigmoid() * quality)[:, None]  # (Q, 1)
+        scores = (objectness * quality)[:, None]  # (Q, 1)
     else:
         probabilities = model.pixel_decoder.classify(out.embeddings[0], head).float().softmax(-1)
         scores = probabilities[:, :-1] * quality[:, None]  # (Q, C)
@@ -107,9 +108,9 @@ def detect(
 def decay(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """masks (Q, H, W) bool, scores (Q,) -> (Q,) factors 0..1 of Soft-NMS: one mask after the other, best first, lowers
     what is left by exp(-IoU^2 / SIGMA)."""
-    flat = masks.flatten(1).float()
-    shared, areas = flat @ flat.T, flat.sum(1)
-    lowered = torch.exp(-((shared / (areas[:, None] + areas - shared).clamp(min=1)) ** 2) / SIGMA)
+    planes = masks.cpu().numpy()
+    overlaps = torch.from_numpy(pairwise_iou(planes, planes)).to(scores)
+    lowered = torch.exp(-(overlaps**2) / SIGMA)
     factors, left = torch.ones_like(scores), torch.ones_like(scores, dtype=torch.bool)
     for _ in range(len(scores)):
         best = (scores * factors).masked_fill(~left, -1.0).argmax()
