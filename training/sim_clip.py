@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sim_camera import Lens
-from training.sim_occlusion import occlusion_scene, target_span
+from training.sim_occlusion import SCENARIO_WAYS, occlusion_scene, target_span
 from training.sim_render import SimFrame, render_frames
 from training.sim_scene import SCENES, Stock, draw_focal, draw_world
 from training.sim_store import clip_path, write_clip
 from training.sim_textures import TextureBank, list_photos
 from training.sim_world import SimulatorError, pybullet_data_folder
 
-SCENARIOS = ("mixed", *SCENES, "occlusion")
+SCENARIOS = ("mixed", *SCENES, *SCENARIO_WAYS)
 OCCLUSION_SHARE = 0.12  # of the clips of the "mixed" scenario
 HIDING_ATTEMPTS = 25  # scenes tried until one hides its target as long as asked
 FILLING_ATTEMPTS = 6  # scenes tried until objects fill enough of the view
@@ -96,8 +96,9 @@ def filming(settings: Settings, number: int, attempt: int = 0) -> Iterator[Film]
         kind = str(rng.choice([*shares, "occlusion"], p=[*shares.values(), OCCLUSION_SHARE]))
     about: dict[str, Any] = {"kind": kind, "seed": seed, "rate": rate, "focal": lens.focal}
     with draw_world(rng) as world:
-        if kind == "occlusion":
-            scene, about["way"] = occlusion_scene(rng, stock, world, settings.frames, rate, lens)
+        if kind in SCENARIO_WAYS:
+            ways = SCENARIO_WAYS[kind]
+            scene, about["way"] = occlusion_scene(rng, stock, world, settings.frames, rate, lens, ways)
         else:
             scene = SCENES[kind][0](rng, stock, world, settings.frames / rate)
         classes = {actor.instance_id: actor.class_name for actor in world.actors}
@@ -121,10 +122,10 @@ def scout(settings: Settings, number: int) -> int:
 def make_clip(settings: Settings, number: int) -> Clip:
     """Clip `number` of a set: always the same for the same settings and number.
 
-    Scenes whose objects hardly come into view are drawn again, six times at most. With the scenario "occlusion" a scene
-    is drawn again until its target is truly hidden as planned; SimulatorError after 25 tries.
+    Scenes whose objects hardly come into view are drawn again, six times at most. With the scenarios "occlusion" and
+    "passing" a scene is drawn again until its target is truly hidden as planned; SimulatorError after 25 tries.
     """
-    hiding = settings.scenario == "occlusion"
+    hiding = settings.scenario in SCENARIO_WAYS
     for attempt in range(HIDING_ATTEMPTS if hiding else FILLING_ATTEMPTS):
         with filming(settings, number, attempt) as film:
             clip = Clip(list(film.frames), film.lens, film.rate, film.classes, film.about)

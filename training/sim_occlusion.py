@@ -1,7 +1,8 @@
 """Scenes in which an object is out of sight for 5 to 30 frames and comes back, among look-alikes.
 
 Ways to vanish: "behind" (it passes behind a standing thing), "sweep" (a thing passes before it), "exit" (it leaves the
-view and returns), "pan" (the camera looks away and back). Whether it truly vanished is read off the label maps.
+view and returns), "pan" (the camera looks away and back). A scenario of its own, "passing", has something large and
+near go by, as a van passes before a cyclist. Whether it truly vanished is read off the label maps.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,9 @@ from training.sim_world import Motion, World, axis_quaternion, random_turn
 Floats = NDArray[np.float64]
 HIDDEN_FRAMES = (5, 30)  # the benchmark's range, both included
 SEEN_FRAMES = 5  # the target must be in view this often before and after
-WAYS = ("behind", "sweep", "exit", "pan")
+WAYS = ("behind", "sweep", "exit", "pan")  # of the benchmark: another entry would change its draws
+PASSING = ("passing",)
+SCENARIO_WAYS = {"occlusion": WAYS, "passing": PASSING}
 UP = np.array([0.0, 0.0, 1.0])
 DEPTH = 3.0  # m from the camera to the objects; the camera looks along +y from about the z axis
 
@@ -98,26 +101,40 @@ def _behind(rng: np.random.Generator, stage: Stage, turn: Floats) -> tuple[Motio
     return motion, _path([(0.0, at), (1.0, at)], axis_quaternion(UP, float(rng.normal(0, 0.1)))), width * share
 
 
-def _sweep(rng: np.random.Generator, stage: Stage, home: float) -> tuple[Motion, float]:
-    """The cover's motion and half width: it passes before the target at an even speed."""
-    share = float(rng.uniform(0.6, 0.8))
-    width = stage.radius * float(rng.uniform(1.5, 2.3))
+def _sweep(rng: np.random.Generator, stage: Stage, home: float, width: float, share: float) -> Motion:
+    """The motion of a cover of half width `width`, as seen at the target's depth: it passes at an even speed."""
     speed = 2 * (width - stage.radius) / (stage.back - stage.leave)
     far = speed * stage.seconds + stage.half_view + width
     middle = (stage.leave + stage.back) / 2
     knots = [(middle + s * far / speed, stage.spot(home + s * stage.side * far, share)) for s in (-1, 1)]
-    return _path(knots, axis_quaternion(UP, float(rng.normal(0, 0.1)))), width * share
+    return _path(knots, axis_quaternion(UP, float(rng.normal(0, 0.1))))
+
+
+def _passer(rng: np.random.Generator, stock: Stock) -> Model:
+    """Something large that goes by: long as a van, a screen, or any model there is."""
+    pick = rng.random()
+    if pick < 0.35:
+        half = float(rng.uniform(0.35, 0.9))
+        mesh = box((2.0, float(rng.uniform(0.4, 1.0)), 2 * half))
+        return Model("block", (Part(mesh, (0.0, 0.0, 0.0), 0.0, 0.0),), stock.bank.skin(rng, TEXTURE_SIZE), True, half)
+    return _cover(rng, stock) if pick < 0.5 else draw_model(rng, stock.bank, stock.data, stock.objects)
 
 
 def occlusion_scene(
-    rng: np.random.Generator, stock: Stock, world: World, frames: int, rate: float, lens: Lens
+    rng: np.random.Generator,
+    stock: Stock,
+    world: World,
+    frames: int,
+    rate: float,
+    lens: Lens,
+    ways: tuple[str, ...] = WAYS,
 ) -> tuple[Scene, str]:
     """Fill an opened, empty world for a clip of `frames` at `rate` Hz; returns the scene and how instance 1 vanishes.
 
     The absence is planned for the middle of the clip, so there is time to learn the object and to find it again.
     Clips too short for an absence of 5 frames get a shorter one.
     """
-    way = str(rng.choice(WAYS))
+    way = str(rng.choice(ways))
     seconds = frames / rate
     longest = min(HIDDEN_FRAMES[1] - 4.0, 0.45 * frames)
     hidden = float(rng.uniform(min(HIDDEN_FRAMES[0] + 1.0, 0.25 * frames), longest)) / rate
@@ -145,11 +162,14 @@ def occlusion_scene(
     cover_motion, width = None, 0.0
     if way == "behind":
         motion, cover_motion, width = _behind(rng, stage, turn)
-    elif way == "sweep":
-        cover_motion, width = _sweep(rng, stage, home)
+    elif way in ("sweep", "passing"):
+        near, wide = ((0.6, 0.8), (1.5, 2.3)) if way == "sweep" else ((0.4, 0.75), (1.8, 5.0))
+        share = float(rng.uniform(*near))
+        wide_as_seen = stage.radius * float(rng.uniform(*wide))
+        cover_motion, width = _sweep(rng, stage, home, wide_as_seen, share), wide_as_seen * share
     world.add(model, stage.radius, motion.position(0), turn, texture, motion, gait=4.0)
     if cover_motion is not None:
-        cover = _cover(rng, stock)
+        cover = _passer(rng, stock) if way == "passing" else _cover(rng, stock)
         skin = world.load_texture(cover.texture)
         world.add(cover, width, cover_motion.position(0), cover_motion.turn0, skin, cover_motion)
     _add_bystanders(rng, stock, world, stage, model, texture)

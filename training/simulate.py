@@ -17,6 +17,7 @@ from pathlib import Path
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError, InputError, SizeError
 from training.sim_clip import SCENARIOS, Settings, as_record, filming, make_clip, scout, stock_of, write_numbered_clip
+from training.sim_occlusion import SCENARIO_WAYS
 from training.sim_store import clip_path
 from training.sim_world import import_pybullet
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="same seed, same frames")
     add("--rate", type=float, help="frames per second (default: 15 in a bag, 8 to 30 by chance in clips)")
     add("--size", help="HEIGHTxWIDTH (default: 480x640 in a bag, 256x448 in clips)")
-    add("--scenario", choices=SCENARIOS, default="mixed", help="kind of scene; occlusion: objects vanish and return")
+    add("--scenario", choices=SCENARIOS, default="mixed", help="kind of scene, see docs/simulator.md")
     add("--storage", choices=("sqlite3", "mcap"), default="sqlite3", help="storage of the bag")
     add("--frames", type=int, help="write training clips instead: how many frames in all")
     add("--clip-length", type=int, default=16, help="frames per clip (default 16)")
@@ -93,7 +94,7 @@ def _bag(args: argparse.Namespace) -> None:
     _clear(args.out, "metadata.yaml", args.force)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if settings.scenario == "occlusion":  # must be judged whole before it is written
+        if settings.scenario in SCENARIO_WAYS:  # must be judged whole before it is written
             clip = make_clip(settings, 0)
             count = write_bag(args.out, clip.frames, clip.classes, clip.lens, clip.rate, args.storage)
             classes = clip.classes

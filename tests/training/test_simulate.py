@@ -140,14 +140,25 @@ def test_a_scene_is_drawn_alike_at_every_size() -> None:
     assert make_clip(SMALL_AIR, 5).about["seed"][-1] == scout(large, 5)
 
 
-def test_occlusion_hides_the_target_and_brings_it_back() -> None:
-    settings = Settings(11, 64, 112, 60, 10.0, "occlusion", ())
+@pytest.mark.parametrize("scenario", ["occlusion", "passing"])
+def test_occlusion_hides_the_target_and_brings_it_back(scenario: str) -> None:
+    settings = Settings(11, 64, 112, 60, 10.0, scenario, ())
     clip = make_clip(settings, 0)
     labels = np.stack([frame.labels for frame in clip.frames])
     start, stop = clip.about["hidden"]
     assert 5 <= stop - start <= 30 and clip.about["target"] == 1
     assert not (labels[start:stop] == 1).any()
     assert (labels[start - 1] == 1).any() and (labels[stop] == 1).any()
+
+
+def test_what_passes_is_larger_than_what_it_hides_and_leaves() -> None:
+    clip = make_clip(Settings(12, 64, 112, 60, 10.0, "passing", ()), 0)
+    assert clip.about["way"] == "passing"
+    labels = np.stack([frame.labels for frame in clip.frames])
+    target, passer = ((labels == k).sum(axis=(1, 2)) for k in (1, 2))
+    assert passer.max() > 1.5 * target.max() > 0
+    centre = [float(np.nonzero(m == 2)[1].mean()) for m in labels if (m == 2).any()]
+    assert abs(centre[-1] - centre[0]) > 112 / 4, "it goes across the view"
 
 
 def test_hidden_spans_and_the_target_span() -> None:
