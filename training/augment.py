@@ -111,7 +111,7 @@ def _film(
     if whole:
         focus = _whole_frame(raw)
     away = None
-    if not whole and len(raw.class_ids) and config.frames >= 4 and rng.random() < config.away:
+    if not whole and len(raw.class_ids) and config.frames >= 3 and rng.random() < config.away:
         away = absent_span(rng, config.frames)
     maps = camera_path(
         rng,

@@ -3,6 +3,7 @@
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm.assemble import shown_masks
@@ -11,6 +12,7 @@ from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
 from training.clips import ClipDataError
+from training.false_tracks import add_false_track
 from training.loader import Batch
 from training.losses import Criterion
 from training.noise import add_noise
@@ -54,13 +56,15 @@ class ClipLoss(nn.Module):
         first_p = 0.0 if batch.exhaustive else self.stage.first_p
         unknown_p = self.stage.unknown_p if batch.exhaustive else 0.0
         ts = sample_switch(visible, batch.valid, first_p, generator, unknown_p)
-        ids = sample_ids(B, K, self.model.config.N_id, generator)
+        noise = self.stage.noise
+        false_p = noise.false_id if noise is not None and batch.exhaustive else 0.0
+        ids = sample_ids(B, K + (false_p > 0), self.model.config.N_id, generator)
         device = self.model.X_0.device
-        t = preprocess(masks.to(device), ts.to(device), (H // 8, W // 8), ids.to(device))
-        if self.stage.noise is not None:
-            noisy = add_noise(t.history, t.active, self.stage.noise, generator)
+        t = preprocess(masks.to(device), ts.to(device), (H // 8, W // 8), ids[:, :K].to(device))
+        if noise is not None:
+            noisy = add_noise(t.history, t.active, noise, generator)
             t = t._replace(history=noisy.history, fixed=noisy.fixed)
-        return t
+        return add_false_track(t._replace(ids=ids.to(device)), false_p, generator) if false_p else t
 
     def forward(
         self, batch: Batch, targets: Targets, self_fed: bool = False, num_masks: float | None = None
@@ -76,6 +80,7 @@ class ClipLoss(nn.Module):
             targets = targets._replace(history=own(features, B, targets))
         outputs = self.model.decode_clip(features, B, targets.ids, targets.history, targets.active, every_layer=True)
         class_ids = batch.class_ids.to(images.device)
+        class_ids = F.pad(class_ids, (0, targets.active.shape[2] - class_ids.shape[1]), value=-1)  # a false id: none
         known = batch.head if batch.head in self.model.pixel_decoder.class_heads else ""
         _check_class_ids(batch, dict(self.model.config.heads).get(known))
         return self.criterion(outputs, targets, class_ids, known, batch.exhaustive, num_masks)

@@ -114,7 +114,7 @@ class Criterion:
         `num_masks`: the common normaliser, the mean over processes of the number of targets; None = count them here.
         """
         flat = _Flat(targets, class_ids)
-        n = max(num_masks if num_masks is not None else float(flat.count), 1.0)
+        n = (float(flat.count) if num_masks is None else num_masks) or 1.0
         way = self._way(outputs[0], flat)
         total: dict[str, Tensor] = {}
         for i, output in enumerate(outputs):

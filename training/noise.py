@@ -13,7 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HistoryNoise:
-    """Probabilities per instance and frame, `blackout` per instance and clip."""
+    """Probabilities per instance and frame, `blackout` per instance and clip.
+
+    A blackout begins anywhere in the clip, also before the instance has marks or at its end, so the share of instances
+    that lose marks is lower than `blackout` (docs/training.md).
+    """
 
     morph: float = 0.1  # dilate or erode by one token
     shift: float = 0.1  # by one or two tokens
@@ -24,6 +28,7 @@ class HistoryNoise:
     early_frames: tuple[int, int] = (0, 0)  # ... so many frames before the object is out of sight
     late: float = 0.0  # per absence: told only some frames after the return, so that the object must be known again
     late_frames: tuple[int, int] = (1, 6)
+    false_id: float = 0.0  # per clip of an exhaustive source: one more id, on background (training.false_tracks)
 
 
 class Noisy(NamedTuple):

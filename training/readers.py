@@ -36,6 +36,11 @@ HELD_OUT: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
+def is_development_photo(path: Path) -> bool:
+    """Whether this is an image of the development set, by its name; COCO_train2014_000000000009.jpg is one, too."""
+    return path.stem[-12:] in HELD_OUT["coco"] or path.parent.name in HELD_OUT["davis"]
+
+
 class RawClip(NamedTuple):
     """Frames of one item as stored. A still is a clip of one frame."""
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from training.clips import ClipDataError
-from training.readers import HELD_OUT, MAX_OBJECTS, RawClip, channels, check_frames, read_rgb, set_object
+from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, is_development_photo, read_rgb, set_object
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ class CocoReader:
                     by_image.setdefault(annotation["image_id"], []).append(annotation)
             if classes:
                 self.category_names = tuple(str(category["name"]) for category in categories)
-            refused = HELD_OUT["coco"] | frozenset(exclude)
             self._items: list[tuple[str, list[tuple[int, Any]]]] = []
             left_out = 0
             for image in sorted(data["images"], key=lambda image: image["id"]):
-                if Path(image["file_name"]).stem in refused:
+                file = Path(image["file_name"])
+                if is_development_photo(file) or file.stem in exclude:
                     continue
                 has_crowd = image["id"] in crowds
                 if (exhaustive and has_crowd) or (crowded and not has_crowd):

@@ -12,21 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ausm.errors import InputError
+from training.readers import is_development_photo
 
 Image = NDArray[np.uint8]
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def list_photos(folders: list[Path]) -> list[Path]:
-    """All photos in the folders, sorted. A missing folder or one without photos raises InputError."""
+    """All photos in the folders, sorted, without the development set. A missing folder or one without photos raises
+    InputError."""
     photos: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"background folder {folder} does not exist")
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
-        if not found:
-            raise InputError(f"background folder {folder} holds no photo ({', '.join(PHOTO_SUFFIXES)})")
-        photos += found
+        if all(map(is_development_photo, found)):
+            kinds = ", ".join(PHOTO_SUFFIXES)
+            raise InputError(f"background folder {folder} holds no photo ({kinds}) but for development images")
+        photos += [photo for photo in found if not is_development_photo(photo)]
     return photos
 
 

@@ -37,19 +37,29 @@ class Stage:
     max_instances: int = 25  # per clip
     noise: HistoryNoise | None = None
     loss: LossConfig = field(default_factory=LossConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)  # augmentations; its frames, size, max_instances: see above
 
     def clip_config(self) -> ClipConfig:
-        return ClipConfig(frames=self.frames, size=self.size, max_instances=self.max_instances)
+        return replace(self.clips, frames=self.frames, size=self.size, max_instances=self.max_instances)
 
 
 def paper(stage: int) -> Stage:
     """App. A and section 3.2: 3 / 5 / 16 frames, 147,500 / 32,000 / 40,000 iterations, batch 16, AdamW 1e-4."""
     if stage == 1:
         return Stage("paper-1", frames=3, iterations=147_500, batch=16, size=(768, 768))
-    if stage == 2:
-        return Stage("paper-2", frames=5, iterations=32_000, batch=16, size=(640, 1024), decay_at=(0.75,))
+    if stage == 2:  # frames at most 5 apart, in order
+        wide = ClipConfig(max_stride=5)
+        return Stage("paper-2", frames=5, iterations=32_000, batch=16, size=(640, 1024), decay_at=(0.75,), clips=wide)
     return Stage(
-        "paper-3", frames=16, iterations=40_000, batch=16, size=(512, 896), decay_at=(0.75,), backbone_lr_scale=0.0
+        "paper-3",
+        frames=16,
+        iterations=40_000,
+        batch=16,
+        size=(512, 896),
+        decay_at=(0.75,),
+        backbone_lr_scale=0.0,
+        only=r"^(?!backbone|neck|norm_x)",  # "update only the temporal modules and prediction heads"
+        clips=ClipConfig(max_stride=3),
     )
 
 
@@ -77,6 +87,7 @@ def from_json(saved: dict[str, Any]) -> Stage:
     which is what the run did; one that exists no more is left out."""
     noise = saved.get("noise")
     parts = {"loss": _from_json(LossConfig, saved.get("loss", {})), "noise": noise and _from_json(HistoryNoise, noise)}
+    parts["clips"] = _from_json(ClipConfig, saved.get("clips", {}))
     stage: Stage = _from_json(Stage, saved | parts)
     return stage
 
@@ -95,6 +106,8 @@ def override(stage: Stage, settings: Sequence[str]) -> Stage:
         name, sep, text = setting.partition("=")
         if not sep:
             raise InputError(f"--set {setting!r}: expected name=value")
+        if name in ("clips.frames", "clips.size", "clips.max_instances"):
+            raise InputError(f"--set {setting!r}: {name.removeprefix('clips.')} is a field of the stage itself")
         stage = _replace(stage, name.split("."), text)
     return stage
 

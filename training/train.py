@@ -1,9 +1,13 @@
 """`ausm train`: one stage (`training.trainer`) from the command line; torchrun starts many processes of it."""
 
 import argparse
+import fcntl
 import logging
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,51 @@ from ausm.errors import AusmError, InputError
 from ausm.model import AUSM
 from training.data_config import load_data_config
 from training.pretrained import load_pretrained_backbone
-from training.stages import RECIPES, override
+from training.stages import RECIPES, Stage, override
 from training.trainer import RunConfig, Trainer
+
+log = logging.getLogger(__name__)
 
 
 def git_revision() -> str:
-    """The commit of the code, "" outside a clone."""
-    root = Path(__file__).parent
-    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """The commit of the code, "" outside a clone; with "-dirty" where files differ from it."""
+
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+
+    revision = git("rev-parse", "HEAD")
+    return f"{revision}-dirty" if revision and git("status", "--porcelain", "--untracked-files=no") else revision
+
+
+def begin_manifest(init: str | None) -> dict[str, Any]:
+    """The manifest of a run to come: the stages of the checkpoint that it starts from, its licence and data."""
+    manifest: dict[str, Any] = {"revision": git_revision()}
+    if not manifest["revision"]:
+        log.warning("the code is not in a git clone: the checkpoint's manifest will name no revision")
+    if init:
+        before = weights.read_metadata(init)[1]
+        manifest["recipe"] = before.get("recipe", [])
+        manifest["init"] = {k: v for k, v in before.items() if k not in ("recipe", "scores")}
+    return manifest
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Keeps OUT for this run: two would write over each other's files. The lock ends with its process.
+
+    Raises InputError where another process has it.
+    """
+    with (out / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InputError(f"process {file.read().strip()} is training into {out}: wait for it or end it") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,17 +114,29 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{last} is a run; --resume goes on with it, another --out begins a new one")
     stage = override(RECIPES[args.preset](args.stage), args.set)
     args.out.mkdir(parents=True, exist_ok=True)
+    with hold(args.out) if not distributed or dist.get_rank() == 0 else nullcontext():
+        _train(args, stage, device)
+    if distributed:
+        dist.destroy_process_group()
+    return 0
+
+
+def _train(args: argparse.Namespace, stage: Stage, device: torch.device) -> None:
     torch.manual_seed(args.seed)
-    manifest: dict[str, Any] = {"revision": git_revision()}
-    before = args.out / "ema.safetensors"
+    manifest = begin_manifest(args.init)
+    last, before = args.out / "last.pt", args.out / "ema.safetensors"
     if args.init:
         model = weights.load(args.init, "cpu", fuse=False)
-        manifest["recipe"] = weights.read_metadata(args.init)[1].get("recipe", [])
+        if model.config != PRESETS[args.preset]():
+            log.warning("--init %s is another model than --preset %s: its own sizes are kept", args.init, args.preset)
     elif args.resume and before.is_file():  # sizes and earlier stages without naming --init again
         size, known = weights.read_metadata(before)
         model = AUSM(size)
         manifest["recipe"] = known.get("recipe", [])[:-1]
+        manifest |= {"init": known["init"]} if "init" in known else {}
     else:
+        if args.stage > 1 and not args.resume:
+            log.warning("without --init stage %d starts from the ImageNet backbone", args.stage)
         model = AUSM(PRESETS[args.preset]())
         if not args.resume:
             load_pretrained_backbone(model)
@@ -107,9 +159,6 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         trainer.resume(last)
     trainer.run(manifest)
-    if distributed:
-        dist.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

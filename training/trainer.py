@@ -98,7 +98,14 @@ class Trainer:
         )
         stage = json.dumps(dataclasses.asdict(self.stage))
         if self.rank == 0:
-            save_run(path, iteration=self.iteration, seconds=self.seconds, stage=stage, **whole)
+            draws = json.dumps(self.draws())
+            save_run(path, iteration=self.iteration, seconds=self.seconds, stage=stage, draws=draws, **whole)
+
+    def draws(self) -> dict[str, Any]:
+        """What the run's random numbers hang on, and so its data, beside the stage."""
+        r = self.run_config
+        sources = [[x.reader.name, len(x.reader), x.weight] for x in self.sources]
+        return {"seed": r.seed, "parts": self.world * r.parts, "bf16": r.bf16, "sources": sources}
 
     def keep(self, base: dict[str, Any]) -> None:
         """Both files of OUT. With --fsdp all processes must call it.
@@ -109,8 +116,12 @@ class Trainer:
         self.save(self.run_config.out / "last.pt")
 
     def resume(self, path: Path) -> None:
-        """Goes on from `save`. Raises CheckpointError for a file that cannot be read or trained other parameters."""
+        """Goes on from `save`.
+
+        Raises CheckpointError for a file that cannot be read, was drawn from another seed or trained other parameters.
+        """
         parts = load_run(path)
+        self._compare_draws(path, json.loads(parts.get("draws", "{}")))  # runs of before have not written them
         before, now = from_json(json.loads(parts["stage"])), self.stage
         fields = [field.name for field in dataclasses.fields(Stage)]
         changed = sorted(name for name in fields if getattr(before, name) != getattr(now, name))
@@ -138,6 +149,14 @@ class Trainer:
         for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(wanted)  # the present stage's, which may differ from the file's
         self.iteration, self.seconds = parts["iteration"], parts["seconds"]
+
+    def _compare_draws(self, path: Path, before: dict[str, Any]) -> None:
+        now = self.draws()
+        if before.get("seed", now["seed"]) != now["seed"]:
+            raise CheckpointError(f"{path} was begun with --seed {before['seed']}, this run has {now['seed']}")
+        for name, then in before.items():
+            if then != now[name]:
+                log.warning("resuming %s with other %s (then %s, now %s): other draws", path, name, then, now[name])
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights (without an average the last ones), whole. With --fsdp all processes must call it."""
@@ -173,7 +192,8 @@ class Trainer:
         count = torch.tensor(float(sum(int(t.active.sum() + t.det.sum()) for t in targets)), device=self.device)
         if self.world > 1:
             dist.all_reduce(count)
-        num_masks = float(count) / self.world  # gradients are averaged over processes, summed over parts
+        # gradients are averaged over processes, summed over parts; a batch without objects counts as one
+        num_masks = max(float(count), 1.0) / self.world
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.learning_rate_scale()
         self.optimizer.zero_grad(set_to_none=True)
@@ -271,6 +291,8 @@ class Trainer:
             "iterations": self.iteration,
             "seconds": round(self.seconds),
             "processes": self.world,
+            "seed": self.run_config.seed,
+            "revision": base.get("revision", ""),
             "sources": [
                 {
                     "name": x.reader.name,
