@@ -62,6 +62,16 @@ def test_the_example_configuration_is_valid() -> None:
     assert [config.kind for config in configs] == ["coco", "coco", "davis2016", "sim"]
 
 
+def test_the_data_of_the_papers_stages() -> None:
+    folder = Path(__file__).parents[2] / "config"
+    stages = [parse_data_config(folder / f"paper_stage{n}.toml") for n in (1, 2, 3)]
+    for configs in stages:
+        assert sum(config.weight for config in configs) == pytest.approx(1)
+        assert {config.kind for config in configs} <= set(data_config.KINDS)
+    one, two, three = ({config.kind for config in configs} for configs in stages)
+    assert one == {"coco"} and three - two == {"davis2017"} and two < three and len(two) == 6
+
+
 def test_nothing_gets_a_label_on_clips_of_a_source_with_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(data_config.KINDS, "sim", lambda config, root: Squares())
     for alone, unlabelled in ((True, 1.0), (False, ClipConfig().unlabelled)):

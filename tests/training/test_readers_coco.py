@@ -49,6 +49,15 @@ def test_coco_maps_categories_drops_crowds_and_held_out_images(tmp_path: Path) -
     assert reader.category_names == ("person", "train", "toothbrush")
 
 
+def test_held_out_images_are_known_by_their_names_of_2014(tmp_path: Path) -> None:
+    table = json.loads(write_coco(tmp_path).read_text())
+    for image in table["images"]:
+        image["file_name"] = f"COCO_train2014_{image['file_name']}"
+    (tmp_path / "instances.json").write_text(json.dumps(table))
+    reader = CocoReader(tmp_path / "instances.json", tmp_path / "images", exclude=["COCO_train2014_000000000502"])
+    assert [reader.item_name(item) for item in range(len(reader))] == ["COCO_train2014_000000000500"]
+
+
 def test_coco_without_exhaustive_labels_skips_empty_images_and_classes(tmp_path: Path) -> None:
     reader = CocoReader(write_coco(tmp_path), tmp_path / "images", exhaustive=False, classes=False)
     assert [reader.item_name(item) for item in range(len(reader))] == ["000000000500"]

@@ -27,6 +27,7 @@ from training.sim_mesh import box, ellipsoid, read_obj
 from training.sim_models import Model, Part
 from training.sim_occlusion import target_span
 from training.sim_store import SimClips, clip_path, hidden_spans, write_clip
+from training.sim_textures import list_photos
 from training.sim_world import World, pybullet_data_folder
 
 SMALL = Settings(seed=3, height=64, width=96, frames=4, rate=10.0, scenario="mixed", backgrounds=())
@@ -47,6 +48,19 @@ def photos(tmp_path: Path) -> Path:
     for k in range(12):
         cv2.imwrite(str(folder / f"{k:02d}.png"), rng.integers(0, 255, (40, 50, 3), np.uint8))
     return folder
+
+
+def test_development_images_are_no_textures(photos: Path, tmp_path: Path) -> None:
+    apart = tmp_path / "development"
+    apart.mkdir()
+    for name in ("000000000009.jpg", "COCO_train2014_000000000025.jpg"):
+        cv2.imwrite(str(photos / name), np.zeros((40, 50, 3), np.uint8))
+        cv2.imwrite(str(apart / name), np.zeros((40, 50, 3), np.uint8))
+    cv2.imwrite(str(photos / "000000000010.jpg"), np.zeros((40, 50, 3), np.uint8))
+    names = [path.name for path in list_photos([photos])]
+    assert len(names) == 13 and "000000000010.jpg" in names
+    with pytest.raises(InputError, match=r"development holds no photo .* but for development images"):
+        list_photos([photos, apart])
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.Mon
     assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
     manifest = weights.read_metadata(files[1])[1]
     assert manifest["recipe"][0]["iterations"] == 5 and manifest["recipe"][0]["sources"][0]["name"] == "squares"
+    assert (manifest["recipe"][0]["seed"], manifest["recipe"][0]["revision"]) == (5, "x")
 
 
 def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,6 +92,14 @@ def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "other settings of the stage: ['lr']" in caplog.text
     with pytest.raises(CheckpointError, match=r"only='';.* would train 2 in groups of \[1, 1\], only='objectness'"):
         trainer(tmp_path, dataclasses.replace(STAGE, only="objectness")).resume(tmp_path / "last.pt")
+    assert "other" in caplog.text and "draws" not in caplog.text
+    other = trainer(tmp_path)
+    other.sources = [dataclasses.replace(other.sources[0], weight=0.5)]
+    other.resume(tmp_path / "last.pt")
+    assert "with other sources (then [['squares'," in caplog.text and "other draws" in caplog.text
+    other.run_config = dataclasses.replace(other.run_config, seed=6)
+    with pytest.raises(CheckpointError, match=r"last\.pt was begun with --seed 5, this run has 6"):
+        other.resume(tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match=r"another --out begins a new one"):  # a thawed backbone
         trainer(tmp_path, dataclasses.replace(STAGE, backbone_lr_scale=0.1)).resume(tmp_path / "last.pt")
 
@@ -116,6 +125,33 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"last\.pt is a run; --resume goes on with it"):
         train.run(args)
     assert (tmp_path / "last.pt").read_bytes() == b"weeks of work" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    words = rf"process {os.getpid()} is training into .*{tmp_path.name}"
+    with train.hold(tmp_path), pytest.raises(InputError, match=words), train.hold(tmp_path):
+        pass
+    with train.hold(tmp_path):  # a lock that was left behind holds nobody up
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
+    """The licence of the weights before, and theirs in turn; their scores are not those of the new ones."""
+    before = {"recipe": [{"stage": 1}], "licence": "CC BY-NC 4.0", "scores": {"J": 1}, "init": {"licence": "MIT"}}
+    weights.save(tmp_path / "w.safetensors", AUSM(tiny_config()), before)
+    manifest = train.begin_manifest(str(tmp_path / "w.safetensors"))
+    assert manifest["recipe"] == [{"stage": 1}]
+    kept = {"licence": "CC BY-NC 4.0", "init": {"licence": "MIT"}}
+    assert kept.items() <= manifest["init"].items() and "scores" not in manifest["init"]
+    assert set(train.begin_manifest(None)) == {"revision"}
+
+
+def test_the_papers_stage_3_trains_temporal_modules_and_heads() -> None:
+    model = AUSM(tiny_config())
+    ClipLoss(model, dataclasses.replace(RECIPES["swin_b"](3), size=(32, 64)))
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"backbone", "neck", "norm_x"} and {"compressor", "decoder", "pixel_decoder"} <= trained
 
 
 def test_the_loss_draws_other_numbers_than_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +255,17 @@ def test_settings_of_the_command_line() -> None:
         "lr=NaN": "a number",
         "noise=0": "null, or its fields one by one: noise.blackout=0.2",
         "loss=null": "its fields one by one: loss.w_class",
+        "clips.frames=4": "frames is a field of the stage itself",
+        "clips.paste=2": "probabilities outside 0..1: {'paste': 2}",
     }.items():
         with pytest.raises(InputError, match=words):
             override(stage, [wrong])
     for preset, recipe in RECIPES.items():
         for number in (1, 2, 3):
             assert recipe(number).clip_config().frames == recipe(number).frames, preset
+    assert override(stage, ["clips.paste=0", "frames=3"]).clip_config() == dataclasses.replace(
+        stage.clip_config(), paste=0, frames=3
+    )
 
 
 def test_who_decays_and_how_fast_it_learns() -> None:
