@@ -114,7 +114,9 @@ def _run(argv: list[str]) -> int:
         name, rest = _find(argv)
         args = _load(name, COMMANDS[name]).parse_args(rest)
         return int(args.run_command(args) or 0)
-    except AusmError as error:
+    except BrokenPipeError:
+        raise  # no fault: see main
+    except (AusmError, OSError) as error:  # the latter names the file: it cannot be written, the disk is full
         print(f"ausm: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

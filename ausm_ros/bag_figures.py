@@ -120,6 +120,7 @@ def make_report(
         "tracks": len(run.tracks),
         "hash": run.hash,
         "checkpoint_sha256": model["sha256"],
+        "precision": model["precision"],
     }
     summary |= {name: _rounded(value) for name, value in scores.items()}
     if judged:
@@ -171,12 +172,12 @@ def live_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def table(report: dict[str, Any]) -> str:
     """The report in lines for people."""
-    s, source = report["summary"], report["input"]
+    s, source, model = report["summary"], report["input"], report["model"]
     mb, ms = 1 / 2**20, [f"{s[f'latency_{p}_ms']:.1f}" for p in ("p50", "p95", "p99")]
     lines = [
         ("input", f"{source['path']} {source['topic']}, {source['height']}x{source['width']}, {s['frames']} frames"),
         ("truth", source["truth_topic"] or "none: nothing is scored"),
-        ("model", f"{report['model']['checkpoint']} on {report['model']['device']}"),
+        ("model", f"{model['checkpoint']} on {model['device']}, {model['precision']}"),
         ("speed", f"{s['fps']:.1f} frames/s"),
         ("latency", f"{ms[0]} ms median, {ms[1]} p95, {ms[2]} p99"),
         ("memory", f"{s['rss_early_bytes'] * mb:.0f} MiB early, {s['rss_late_bytes'] * mb:.0f} MiB at the end"),

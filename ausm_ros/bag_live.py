@@ -30,8 +30,8 @@ def make_plan(bag: Path, topic: str | None, frames: int, size: tuple[int, int], 
     """The whole recording once, at its own rate, to a node with the settings of the evaluation."""
     height, width = size
     values = {
-        "checkpoint": settings.checkpoint, "device": settings.device, "seed": settings.seed,
-        "threads": settings.threads, "input_short_side": settings.input_short_side,
+        "checkpoint": settings.checkpoint, "device": settings.device, "precision": settings.precision,
+        "seed": settings.seed, "threads": settings.threads, "input_short_side": settings.input_short_side,
         "discovery": str(settings.discovery).lower(), "warmup_size": f"[{height}, {width}]",
     }  # fmt: skip
     parameters = tuple(f"{name}:={value}" for name, value in values.items())

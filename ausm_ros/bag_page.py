@@ -226,7 +226,8 @@ def make_page(report: dict[str, Any], pictures: Sequence[Picture]) -> str:
     settings = ", ".join(f"{k} {('off', 'on')[v] if isinstance(v, bool) else v}" for k, v in values.items())
     rate = f" at {source['rate_hz']:.1f} Hz" if source["rate_hz"] else ""
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(where + rate)}<br>"]
-    parts[-1] += html.escape(f"model {model['checkpoint']} on {model['device']}; {settings}") + "<br>"
+    which = f"model {model['checkpoint']} on {model['device']}, {model['precision']}"
+    parts[-1] += html.escape(f"{which}; {settings}") + "<br>"
     parts[-1] += f"truth {html.escape(source['truth_topic'] or 'none: nothing is scored')}</p>"
     parts += [_cards(summary), *(f'<div class="note">{html.escape(note)}</div>' for note in report["notes"])]
     parts.append("<h2>Scores</h2>")

@@ -48,6 +48,7 @@ class Camera:
         self._subscription: Any = None
         self._jumped = 0.0  # time.monotonic() of the last jump back in time
         self._reliability = ReliabilityPolicy.BEST_EFFORT
+        self._zero_told = False
         self._since = self._tell_at = 0.0  # time.monotonic() of `subscribe`, and of the next word about silence
 
     @property
@@ -124,6 +125,14 @@ class Camera:
         self._jumped, self._gate = now, StampGate()
         return True
 
+    def _tell_zero_stamp(self) -> None:
+        """One warning: a driver that leaves the stamp out does so in every image, and /diagnostics counts them."""
+        text = "image with stamp 0 dropped: its masks could not be matched to it"
+        self._counts.tell_error(text)
+        if not self._zero_told:
+            self._zero_told = True
+            self._node.get_logger().warning(f"{self.camera.name}: {text} (said once)")
+
     def receive(self, message: Any) -> None:
         """Stores the message for the worker, or drops and counts it."""
         received = time.monotonic()
@@ -137,7 +146,7 @@ class Camera:
         stamp = to_ns(message.header.stamp)
         verdict = self._gate.check(stamp, now, round(settings.max_image_age * SECOND), period)
         if verdict is Verdict.ZERO:
-            self._log_error("zero_stamp", "image with stamp 0 dropped: its masks could not be matched to it")
+            self._tell_zero_stamp()
         if verdict not in (Verdict.ACCEPT, Verdict.JUMP):
             self._counts.drop(verdict.value)
             return

@@ -1,10 +1,10 @@
 """Runs a recording through the code of the node, image by image and in order, and reports what came out.
 
 Reads a rosbag2 (sqlite3 or mcap, raw or compressed images). Nothing is dropped and no clock is involved: the same bag,
-checkpoint, seed and device give the same masks to the bit, and the hash that is printed says so. With true masks in the
-bag (`ausm simulate` writes them) the results are scored. DIR gets instances/ (a rosbag2 of InstanceArray messages with
-the stamps of the images), report.json and report.html, one file to open in a browser. --live adds what the running node
-does with the same recording in real time.
+checkpoint, seed, precision and device give the same masks to the bit, and the hash that is printed says so. With true
+masks in the bag (`ausm simulate` writes them) the results are scored. DIR gets instances/ (a rosbag2 of InstanceArray
+messages with the stamps of the images), report.json and report.html, one file to open in a browser. --live adds what
+the running node does with the same recording in real time.
 """
 
 import argparse
@@ -13,12 +13,15 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Header
 from tqdm import tqdm
@@ -27,6 +30,7 @@ import ausm
 from ausm.bag_masks import TruthReader, find_truth
 from ausm.errors import AusmError, InputError
 from ausm.io import Frame, FrameSource, open_frames
+from ausm.stream import PRECISIONS
 from ausm.tracks import StepOutput
 from ausm_ros.bag_figures import BAG, HTML, REPORT, FrameRow, Run, make_report, table
 from ausm_ros.bag_hash import MaskHash
@@ -38,7 +42,7 @@ from ausm_ros.messages import label_value, to_instance_array, to_time
 from ausm_ros.parameters import SPECS, BadParameter, Settings, make_settings
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.runtime import load_model, stream_config
-from ausm_ros.session import Session
+from ausm_ros.session import NotFiniteError, Session
 from ausm_ros.worker import Report
 
 CAMERA = "camera"
@@ -142,8 +146,8 @@ def evaluate(evaluation: Evaluation, out: Path) -> tuple[Run, BagScorer | None]:
 def make_node_settings(options: argparse.Namespace) -> Settings:
     """The node's own defaults but for what the command line says. Raises AusmError for values out of range."""
     values = {spec.name: spec.default for spec in SPECS}
-    values |= {"checkpoint": options.checkpoint, "device": options.device, "seed": options.seed}
-    values |= {"input_short_side": options.short_side or 0, "threads": options.threads}
+    values |= {name: getattr(options, name) for name in ("checkpoint", "device", "precision", "seed", "threads")}
+    values["input_short_side"] = options.short_side or 0
     values["discovery"] = not options.prompt_truth if options.discover is None else options.discover
     try:
         return make_settings(values)
@@ -174,6 +178,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--live", action="store_true", help="then play it to the running node at its real rate: drops, latency, scores"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (auto)")
+    # not the node's auto: what that chooses on a CPU is timed, and the masks must not depend on how busy a machine was
+    parser.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="arithmetic of the model, with --live the node's too (%(default)s); the node by itself takes auto",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=0, help="CPU threads (0: PyTorch's own choice)")
     return parser
 
@@ -195,9 +206,15 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
         raise AusmError("--no-discover without --prompt-truth: there is nothing to follow")
     truth = TruthReader(options.bag, topic) if topic else None
     prepare(options.out, options.bag)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     model, model_values = load_model(settings)
-    config = stream_config(settings)
-    session = Session(lambda: ausm.Stream(model, discover=settings.discovery, seed=settings.seed, config=config))
+    make_stream = partial(
+        ausm.Stream, model, settings.discovery, settings.seed, stream_config(settings), settings.precision
+    )
+    session = Session(make_stream)
+    model_values["precision"] = session.stream.precision  # what auto has chosen
+    settings = replace(settings, precision=session.stream.precision)  # the live node is not to choose again
     for _ in range(settings.warmup_frames):  # as the node does, so that the first frame is no slower than the others
         session.stream.step(np.zeros((source.height, source.width, 3), np.uint8))
     session.stream.reset()
@@ -231,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     try:
         report = run_evaluation(options)
-    except (AusmError, OSError) as error:
+    except (AusmError, OSError, NotFiniteError) as error:
         print(f"evaluate_bag: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

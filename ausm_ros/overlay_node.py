@@ -19,8 +19,10 @@ from ausm.errors import AusmError
 from ausm.visualize import draw_tracks
 from ausm_ros.messages import rgb_of, to_drawn, to_image, to_ns
 from ausm_ros.msg import InstanceArray
+from ausm_ros.node_parameters import declare_checked
 from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
+from ausm_ros.parameters import CAMERA_SPECS, OVERLAY_SPECS
 from ausm_ros.run_node import run_node
 from ausm_ros.timing import RateLimit
 
@@ -66,15 +68,16 @@ class Overlay:
 
 
 class OverlayNode(Node):
-    """Parameters: cameras, transport (raw | compressed; `<camera>.transport` for one), max_rate (Hz, 0 = no limit)."""
+    """Parameters: `OVERLAY_SPECS`, and the transport of each camera under its name."""
 
     def __init__(self) -> None:
+        """Raises `BadParameter`."""
         super().__init__("overlay")
-        cameras = self.declare_parameter("cameras", ["camera"]).value
-        transport = self.declare_parameter("transport", "raw").value
-        self.declare_parameter("max_rate", 10.0)
-        transports = {camera: self.declare_parameter(f"{camera}.transport", transport).value for camera in cameras}
-        self._overlays = [Overlay(self, camera, form == "compressed") for camera, form in transports.items()]
+        values = declare_checked(self, OVERLAY_SPECS)
+        of_one = CAMERA_SPECS[0]._replace(default=values["transport"])
+        names = {camera: f"{camera}.{of_one.name}" for camera in values["cameras"]}
+        forms = declare_checked(self, [of_one._replace(name=name) for name in names.values()])
+        self._overlays = [Overlay(self, camera, forms[name] == "compressed") for camera, name in names.items()]
         self.create_timer(0.25, self._check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _check(self) -> None:

@@ -1,6 +1,6 @@
-"""The node's parameters: one table of names, defaults, ranges and reasons, and the typed settings made from it.
+"""The nodes' parameters: tables of names, defaults, ranges and reasons, and `perception_node`'s settings made from one.
 
-No ROS import: `perception_node` declares the table and hands the values here, so refusals are tested without a node.
+No ROS import: the nodes declare the tables and hand the values here, so refusals are tested without a node.
 """
 
 import re
@@ -214,6 +214,20 @@ CAMERA_SPECS = (
         "Reliability of the subscription; auto copies the publisher's own.",
         choices=("auto", "reliable", "best_effort"),
     ),
+)
+
+THEIR_CAMERAS = SPECS[0]._replace(description="Names of the cameras, as perception_node has them.")
+OVERLAY_SPECS = (
+    THEIR_CAMERAS,
+    CAMERA_SPECS[0]._replace(description="How images come; <camera>.transport for one camera, raw or compressed."),
+    Spec("max_rate", 10.0, "Most images drawn per second and camera [Hz]; 0 = no limit.", True, 0.0, 1000.0),
+)
+PROJECT_SPECS = (
+    THEIR_CAMERAS,
+    Spec("rectified", True, "Whether the images are; else camera_info's distortion holds.", True),
+    Spec("max_time_difference", 0.02, "Most between the stamps of instances and depth image [s].", True, 0.0, 10.0),
+    Spec("nearest", 0.1, "Depth below which a pixel is left out [m].", True, 0.0, 1000.0),
+    Spec("farthest", 10.0, "Depth above which a pixel is left out [m].", True, 0.0, 1000.0),
 )
 
 

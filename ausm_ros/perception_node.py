@@ -11,16 +11,11 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.exceptions import InvalidParameterValueException
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
@@ -31,6 +26,7 @@ from ausm.errors import AusmError
 from ausm_ros.diagnostics import camera_statuses, memory_status, model_status, to_array
 from ausm_ros.executor import Ration, ServiceThreadsExecutor
 from ausm_ros.memory import share_one_heap
+from ausm_ros.node_parameters import declare, plain
 from ausm_ros.parameters import (
     SPECS,
     BadParameter,
@@ -39,7 +35,6 @@ from ausm_ros.parameters import (
     Spec,
     camera_specs,
     check_change,
-    check_value,
     make_camera_settings,
     make_settings,
 )
@@ -52,19 +47,6 @@ END = 8.0  # seconds to stop in
 REMAP = "camera/image:=/camera/image_raw"  # what nearly every camera needs
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
-
-
-def descriptor(spec: Spec) -> ParameterDescriptor:
-    """What `ros2 param describe` shows. Types are checked by `check_value`, which takes 10 where 10.0 is meant."""
-    words = spec.description if spec.dynamic else f"{spec.description} Read when the node is configured."
-    result = ParameterDescriptor(name=spec.name, description=words, dynamic_typing=True)
-    if spec.choices:
-        result.additional_constraints = f"one of: {', '.join(spec.choices)}"
-    if spec.low is not None and spec.high is not None and isinstance(spec.default, float):
-        result.floating_point_range = [FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high))]
-    elif spec.low is not None and spec.high is not None:
-        result.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high))]
-    return result
 
 
 class PerceptionNode(LifecycleNodeMixin, Node):
@@ -109,11 +91,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _declare(self, specs: tuple[Spec, ...]) -> None:
         for spec in specs:
             if not self.has_parameter(spec.name):
-                try:
-                    self.declare_parameter(spec.name, spec.default, descriptor(spec))
-                except InvalidParameterValueException as error:
-                    check_value(spec, self._parameter_overrides[spec.name].value)  # says it in fewer words
-                    raise BadParameter(f"{spec.name}: {error}") from error
+                declare(self, spec, "Read when the node is configured.")
             self._specs[spec.name] = spec
 
     def _warn_of_unknown_parameters(self) -> None:
@@ -125,8 +103,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 self.get_logger().warning(f"parameter {name} is not known{words}")
 
     def _values(self) -> dict[str, Any]:
-        values = {name: self.get_parameter(name).value for name in self._specs}
-        return {name: list(v) if hasattr(v, "typecode") else v for name, v in values.items()}
+        return {name: plain(self.get_parameter(name).value) for name in self._specs}
 
     def _settings(self, **changes: Any) -> Settings:
         return make_settings({**self._values(), **changes})
@@ -141,9 +118,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         try:
             for parameter in parameters:
                 if spec := self._specs.get(parameter.name):
-                    value = parameter.value
-                    value = list(value) if hasattr(value, "typecode") else value
-                    changes[parameter.name] = check_change(spec, value, fixed)
+                    changes[parameter.name] = check_change(spec, plain(parameter.value), fixed)
             self._settings(**changes)
         except BadParameter as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -307,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     try:
         node = PerceptionNode()
-    except BadParameter as error:
+    except (BadParameter, ParameterException) as error:  # the latter of rclpy's own, as use_sim_time
         print(f"perception_node: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2

@@ -28,8 +28,10 @@ from ausm.errors import AusmError
 from ausm.visualize import colour_of
 from ausm_ros.messages import to_mask, to_ns
 from ausm_ros.msg import Instance, InstanceArray
+from ausm_ros.node_parameters import declare_checked
 from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
+from ausm_ros.parameters import PROJECT_SPECS
 from ausm_ros.project3d import Box3D, box_of_points, decode_depth, lens, project, rays
 from ausm_ros.run_node import run_node
 
@@ -160,15 +162,12 @@ class Projection:
 
 
 class Project3dNode(Node):
-    """Parameters: cameras, rectified (the images are), max_time_difference [s], nearest and farthest [m]."""
+    """Parameters: `PROJECT_SPECS`."""
 
     def __init__(self) -> None:
+        """Raises `BadParameter`."""
         super().__init__("project3d")
-        cameras = self.declare_parameter("cameras", ["camera"]).value
-        self.declare_parameter("rectified", True)
-        self.declare_parameter("max_time_difference", 0.02)
-        self.declare_parameter("nearest", 0.1)
-        self.declare_parameter("farthest", 10.0)
+        cameras = declare_checked(self, PROJECT_SPECS)["cameras"]
         try:
             visualization = importlib.import_module("visualization_msgs.msg")
         except ImportError:

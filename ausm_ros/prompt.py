@@ -7,7 +7,8 @@
     prompt click --camera front               a page for the browser: click on the live image
 
 Prints what became of each object. The exit status is 0, or the number of the first result code that is not OK (its name
-is printed), 64 for a wrong command line, 69 when the node does not answer.
+is printed), 64 for a wrong command line, 69 when the node does not answer, 130 when it is interrupted (0 for `click`,
+which ends in no other way).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import rclpy
 from builtin_interfaces.msg import Duration
 from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import RegionOfInterest
@@ -34,10 +36,12 @@ from ausm_ros.msg import Prompt
 from ausm_ros.prompt_page import cameras_of, serve
 from ausm_ros.prompts import Code
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
+from ausm_ros.start import WRONG_ARGUMENTS, reason_of
 from ausm_ros.transport import use_large_shared_memory
 
 ASK_AGAIN = 1.0  # s until a question without an answer is put again
 USAGE, UNAVAILABLE = 64, 69  # sysexits.h: EX_USAGE, EX_UNAVAILABLE
+INTERRUPTED = 130  # as a shell says of Ctrl-C
 COMMANDS = ("add", "list", "remove", "reset", "click")
 MAX_ID = 2**32 - 1
 WHOLE = 0.995  # IoU from which two masks are said to be one
@@ -259,25 +263,34 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = remove_ros_args(args=sys.argv if argv is None else ["prompt", *argv])[1:]
     parser = make_parser()
-    options = parser.parse_args(arguments)
-    use_large_shared_memory()
-    rclpy.init(args=argv)
-    node = Node("ausm_prompt", enable_rosout=False, start_parameter_services=False)
+    try:
+        options = parser.parse_args(remove_ros_args(args=sys.argv if argv is None else ["prompt", *argv])[1:])
+        use_large_shared_memory()
+        rclpy.init(args=argv)
+        node = Node("ausm_prompt", enable_rosout=False, start_parameter_services=False)
+    except WRONG_ARGUMENTS as error:
+        print(f"prompt: {reason_of(error)}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return USAGE
     try:
         return run(options, parser, node)
     except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
+        pass
+    except rclpy_implementation.RCLError:
+        if rclpy.ok():  # else ROS was shut down under a call, by SIGTERM
+            raise
     except NoAnswer as error:
         print(error, file=sys.stderr)
         return UNAVAILABLE
-    except AusmError as error:
+    except (AusmError, OSError) as error:  # the latter of the page: no such address, or its port is taken
         print(error, file=sys.stderr)
         return USAGE
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+    print("prompt: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The page is never edited by hand; a test compares it with what this module makes
 import sys
 from pathlib import Path
 
-from ausm_ros.parameters import CAMERA_SPECS, SPECS, Spec
+from ausm_ros.parameters import CAMERA_SPECS, OVERLAY_SPECS, PROJECT_SPECS, SPECS, Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "interface.md"
@@ -63,8 +63,8 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
-def _parameters(specs: tuple[Spec, ...], prefix: str = "") -> list[str]:
-    out = ["| parameter | default | accepts | while configured | |", "|---|---|---|---|---|"]
+def _parameters(specs: tuple[Spec, ...], prefix: str = "", when: str = "while configured") -> list[str]:
+    out = [f"| parameter | default | accepts | {when} | |", "|---|---|---|---|---|"]
     for spec in specs:
         changes = "yes" if spec.dynamic else "no"
         default = str(spec.default).lower() if isinstance(spec.default, bool) else spec.default
@@ -83,6 +83,8 @@ def page() -> str:
         lines += _definition(name, "srv")
     lines += ["## Parameters of `perception_node`", "", *_parameters(SPECS), ""]
     lines += ["For each camera, under its name:", "", *_parameters(CAMERA_SPECS, "<camera>."), ""]
+    for node, specs in (("overlay_node", OVERLAY_SPECS), ("project3d_node", PROJECT_SPECS)):
+        lines += [f"## Parameters of `{node}`", "", *_parameters(specs, when="while it runs"), ""]
     return "\n".join(lines)
 
 

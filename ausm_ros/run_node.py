@@ -1,24 +1,36 @@
 """Runs a simple node until it is told to end."""
 
+import sys
 from collections.abc import Callable
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
+from ausm_ros.parameters import BadParameter
 from ausm_ros.start import init_ros
 from ausm_ros.transport import use_large_shared_memory
 
 
 def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: list[str] | None) -> int:
-    """Initialises ROS, spins the node, returns the exit status. name, about, remap: as for `ausm_ros.start.usage`."""
+    """Initialises ROS, spins the node, returns the exit status: 2 with one line for a parameter that is refused.
+
+    name, about, remap: as for `ausm_ros.start.usage`.
+    """
     use_large_shared_memory()
     status = init_ros(name, about, remap, argv)
     if status is not None:
         return status
+    try:
+        node = make()
+    except (BadParameter, ParameterException) as error:  # the latter of rclpy's own, as use_sim_time
+        print(f"{name}: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     executor = SingleThreadedExecutor()
-    executor.add_node(make())
+    executor.add_node(node)
     try:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ausm.assemble import all_finite
 from ausm.errors import AusmError, SizeError
 from ausm.prompts import Shaped, shape_box, shape_points
 from ausm.tracks import Source, StepOutput, Track, TrackState
@@ -89,13 +90,15 @@ class Session:
         return self._size == (height, width)
 
     def step(self, image: np.ndarray, stamp: int) -> StepOutput:
-        """image (H, W, 3) uint8 RGB. Raises `NotFiniteError` when the model's scores are not numbers."""
+        """image (H, W, 3) uint8 RGB. Raises `NotFiniteError` when what the model says is not numbers."""
         return self.accept(self.stream.step(image), image, stamp)
 
     def accept(self, output: StepOutput, image: np.ndarray, stamp: int) -> StepOutput:
         """Notes a step that the stream has made with this image. Raises as `step`."""
-        if not all(math.isfinite(t.score) for t in output.tracks):
-            raise NotFiniteError(f"frame {output.frame_index}: the model's scores are not finite")
+        said = self.stream.last_predictions
+        # not the scores alone: where every logit is NaN nothing is seen, and each object keeps the score it had
+        if not all(math.isfinite(t.score) for t in output.tracks) or (said is not None and not all_finite(said[0])):
+            raise NotFiniteError(f"frame {output.frame_index}: the model's output is not finite")
         self._stamp = stamp
         self._remember(image)
         self._note()

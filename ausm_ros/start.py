@@ -4,9 +4,12 @@ import sys
 from collections.abc import Sequence
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.utilities import remove_ros_args
 
+# rclpy's errors for arguments, then for its own parameters (use_sim_time), which a node meets when it is made
+WRONG_ARGUMENTS = (rclpy_implementation.UnknownROSArgsError, rclpy_implementation.RCLError, ParameterException)
 HELP = ("-h", "--help")
 OPTIONS = """\
 ROS arguments, all after --ros-args:
@@ -27,6 +30,13 @@ def usage(name: str, about: str, remap: str) -> str:
     return f"{first}\n{also}\n\n{about.strip()}\n\n{OPTIONS.format(remap=remap)}"
 
 
+def reason_of(error: Exception) -> str:
+    """What ROS says of arguments that it refuses (`WRONG_ARGUMENTS`), without the places in its sources."""
+    if isinstance(error, rclpy_implementation.UnknownROSArgsError):
+        return f"unknown ROS arguments {error}"
+    return str(error).partition(", at ")[0].removeprefix("failed to initialize rcl: ")
+
+
 def init_ros(name: str, about: str, remap: str, argv: Sequence[str] | None) -> int | None:
     """`rclpy.init`; else the exit status: 0 after --help, 2 with a line on stderr for arguments that ROS refuses.
 
@@ -39,13 +49,9 @@ def init_ros(name: str, about: str, remap: str, argv: Sequence[str] | None) -> i
     try:
         rclpy.init(args=None if argv is None else list(argv))
         left = remove_ros_args(args=[name, *words])[1:]
-    except rclpy_implementation.UnknownROSArgsError as error:
-        reason = f"unknown ROS arguments {error}"
-    except rclpy_implementation.RCLError as error:
-        reason = str(error).partition(", at ")[0].removeprefix("failed to initialize rcl: ")
-    else:
-        if left:
-            print(f"{name}: not read, as ROS arguments begin after --ros-args: {' '.join(left)}", file=sys.stderr)
-        return None
-    print(f"{name}: {reason}", file=sys.stderr)
-    return 2
+    except WRONG_ARGUMENTS as error:
+        print(f"{name}: {reason_of(error)}", file=sys.stderr)
+        return 2
+    if left:
+        print(f"{name}: not read, as ROS arguments begin after --ros-args: {' '.join(left)}", file=sys.stderr)
+    return None

@@ -18,12 +18,13 @@ from ausm_ros.worker import CameraTask, Worker
 
 
 class Rig:
-    """One camera. `answers` holds the callbacks by the name of the service, `errors` counts lines of the log."""
+    """One camera. `answers` holds the callbacks by service; `errors` and `warnings` count lines of the log."""
 
     def __init__(self, stream: Any) -> None:
         """stream: an `ausm.Stream`, or what behaves like one."""
         self.settings = make_settings({spec.name: spec.default for spec in SPECS})
         self.errors: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
         self.published = 0
         self.fatal: list[str] = []
         self.answers: dict[str, Callable[[Any, Any], Any]] = {}
@@ -32,7 +33,9 @@ class Rig:
         self.counts = CameraCounts()
         node: Any = SimpleNamespace(
             create_service=lambda _, name, answer, **__: self.answers.setdefault(name[2:], answer),
-            get_logger=lambda: SimpleNamespace(error=lambda text: self.errors.update([text])),
+            get_logger=lambda: SimpleNamespace(
+                error=lambda text: self.errors.update([text]), warning=lambda text: self.warnings.update([text])
+            ),
             get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
         )
         self.task = CameraTask("camera", session, "latest", rgb_of, self._publish, self._log, self.counts)

@@ -2,7 +2,8 @@
 
 This process is camera and listener, the node another one. Prints a table and, as its last line, one JSON object:
 `latency_*` stamp to receipt; `inference` the model's step; `queue` the wait for the step before; `own` the node's
-decoding and messages; `transport` both ways over DDS; `overhead` = latency - inference; `step` the bare model here.
+decoding and messages; `transport` both ways over DDS; `overhead` = latency - inference; `step` the bare model here,
+with the node's settings, precision and prompts.
 """
 
 import argparse
@@ -10,13 +11,19 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ausm.errors import AusmError
+from ausm.masks import Box
 from bench.node_rig import Arrival, NodeRig
+
+if TYPE_CHECKING:
+    from ausm_ros.session import Session
 
 WARM_UP = 10  # images before the measurement
 
@@ -29,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="nano", help="as the node's parameter (default %(default)s)")
     parser.add_argument("--short-side", type=int, default=0, help="input_short_side; 0 = the checkpoint's own")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", help="as the node's parameter (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model; 0 = PyTorch's own choice")
     parser.add_argument("--log", type=Path, help="file for the node's output")
 
@@ -51,21 +59,23 @@ def picture(size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def prompt_boxes(rig: NodeRig, size: tuple[int, int], number: int, image: np.ndarray) -> int:
-    """Prompts `number` boxes in a row; returns how many the node took."""
+def place_boxes(size: tuple[int, int], number: int) -> list[Box]:
+    """`number` boxes in a row."""
+    pitch = size[1] // (number + 1)
+    top, width, height = size[0] // 3, pitch * 2 // 3, size[0] // 4
+    return [Box(pitch // 2 + k * pitch, top, width, height) for k in range(number)]
+
+
+def prompt_boxes(rig: NodeRig, boxes: Sequence[Box], image: np.ndarray) -> int:
+    """Prompts the node; returns how many of the boxes it took."""
     from ausm_ros.msg import Prompt
     from ausm_ros.srv import AddObjects
     from sensor_msgs.msg import RegionOfInterest
 
-    if number == 0:
+    if not boxes:
         return 0
-    pitch = size[1] // (number + 1)
-    top, width, height = size[0] // 3, pitch * 2 // 3, size[0] // 4
-    boxes = [
-        RegionOfInterest(x_offset=pitch // 2 + k * pitch, y_offset=top, width=width, height=height)
-        for k in range(number)
-    ]
-    answer = rig.call(AddObjects, "add_objects", AddObjects.Request(prompts=[Prompt(type=3, box=b) for b in boxes]))
+    places = [RegionOfInterest(x_offset=b.x, y_offset=b.y, width=b.width, height=b.height) for b in boxes]
+    answer = rig.call(AddObjects, "add_objects", AddObjects.Request(prompts=[Prompt(type=3, box=p) for p in places]))
     rig.show(image)
     return sum(r.code == 0 for r in answer.results)
 
@@ -87,23 +97,42 @@ def split(arrivals: list[Arrival]) -> dict[str, np.ndarray]:
     return dict(zip(names, 1e3 * np.array(rows).T, strict=True))
 
 
-def bare_step(args: argparse.Namespace, image: np.ndarray) -> float:
-    """Median milliseconds of `Stream.step` on the same images with nothing around it, in this process."""
+def bare_session(args: argparse.Namespace, boxes: Sequence[Box], image: np.ndarray, precision: str) -> "Session":
+    """What the node has for its camera: the default settings, this image seen and the boxes prompted on it."""
     import torch
 
     import ausm
+    from ausm_ros.parameters import SPECS, make_settings
+    from ausm_ros.prompts import ObjectPrompt
+    from ausm_ros.runtime import load_model, stream_config
+    from ausm_ros.session import Session
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    random = args.checkpoint.startswith("random:")
-    model = ausm.load(args.checkpoint.removeprefix("random:"), device=args.device, weights=not random)
-    stream = ausm.Stream(model, config=ausm.StreamConfig(short_side=args.short_side or None))
+    given = {name: getattr(args, name) for name in ("checkpoint", "device", "threads")}
+    given |= {"input_short_side": args.short_side, "precision": precision}
+    settings = make_settings({spec.name: spec.default for spec in SPECS} | given)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    make_stream = partial(ausm.Stream, load_model(settings)[0], settings.discovery, settings.seed)
+    session = Session(partial(make_stream, config=stream_config(settings), precision=settings.precision))
+    session.see(image.shape[0], image.shape[1], 1)
+    session.step(image, 1)
+    prompts = []
+    for box in boxes:
+        mask = np.zeros(image.shape[:2], bool)
+        mask[box.y : box.y + box.height, box.x : box.x + box.width] = True
+        prompts.append(ObjectPrompt(mask, box=box))
+    session.prompt(prompts, atomic=False)
+    return session
+
+
+def bare_step(session: "Session", image: np.ndarray) -> float:
+    """Median milliseconds of `Stream.step` on the same image with nothing around it, in this process."""
     times = []
     for _ in range(25):
+        session.stream.absorb()  # as in the node: this part is off the latency
         start = time.perf_counter()
-        stream.step(image)
+        session.stream.step(image)
         times.append(time.perf_counter() - start)
-        stream.absorb()  # as in the node: this part is off the latency
     return float(1e3 * np.median(times[5:]))
 
 
@@ -112,9 +141,11 @@ def run(args: argparse.Namespace) -> int:
     image = picture(size)
     parameters = [f"checkpoint:={args.checkpoint}", f"device:={args.device}", f"threads:={args.threads}"]
     parameters += [f"input_short_side:={args.short_side}", f"warmup_size:=[{size[0]}, {size[1]}]"]
+    parameters += [f"precision:={args.precision}"]
+    boxes = place_boxes(size, args.objects)
     with NodeRig(parameters, args.log) as rig:
         rig.wait_for_node(image)
-        objects = prompt_boxes(rig, size, args.objects, image)
+        objects = prompt_boxes(rig, boxes, image)
         stamps = []
         period, due = 1.0 / args.rate, time.monotonic()
         for k in range(WARM_UP + args.frames):
@@ -125,22 +156,26 @@ def run(args: argparse.Namespace) -> int:
                 print(f"\r{k}/{WARM_UP + args.frames} images", end="", file=sys.stderr)
         time.sleep(2.0 + 2 * period)
         print("\r", end="", file=sys.stderr)
+        rig.wait_until(lambda: "precision" in rig.model, "diagnostics", 10.0)
+        precision = rig.model["precision"]  # what auto has chosen there: here it might choose otherwise
         first = stamps[WARM_UP]
         arrivals = [a for a in rig.arrivals if round(seconds(a.message.header.stamp) * 1e9) >= first - 1000]
     if not arrivals:
         raise AusmError(f"{args.frames} images shown, no InstanceArray received")
     parts = split(arrivals)
     figures: dict[str, float] = {}
-    print(f"{args.checkpoint}, {args.size} at {args.rate:g} Hz, {objects} prompted objects, {len(arrivals)} messages")
+    what = f"{args.checkpoint} in {precision}, {args.size} at {args.rate:g} Hz, {objects} prompted objects"
+    print(f"{what}, {len(arrivals)} messages")
     print(f"{'ms':12s} {'p50':>8s} {'p95':>8s} {'max':>8s}")
     for name, values in parts.items():
         p50, p95 = np.percentile(values, [50, 95])
         figures |= {f"{name}_p50_ms": round(float(p50), 3), f"{name}_p95_ms": round(float(p95), 3)}
         print(f"{name:12s} {p50:8.2f} {p95:8.2f} {values.max():8.2f}")
-    figures["step_p50_ms"] = round(bare_step(args, image), 3)
+    figures["step_p50_ms"] = round(bare_step(bare_session(args, boxes, image, precision), image), 3)
     print(f"{'bare step':12s} {figures['step_p50_ms']:8.2f}")
     sent, received = args.frames, len(arrivals)
-    print(json.dumps({**figures, "sent": sent, "received": received, "dropped": sent - received, "objects": objects}))
+    counts = {"sent": sent, "received": received, "dropped": sent - received, "objects": objects}
+    print(json.dumps({**figures, **counts, "precision": precision}))
     return 0
 
 

@@ -37,6 +37,7 @@ class NodeRig:
         self._parameters, self._log = [w for p in parameters for w in ("-p", p)], log
         self.arrivals: list[Arrival] = []
         self.states: list[dict[str, float]] = []
+        self.model: dict[str, str] = {}  # what the node says of its model: checkpoint, device, precision
 
     def __enter__(self) -> "NodeRig":
         import rclpy
@@ -87,6 +88,8 @@ class NodeRig:
         for status in array.status:
             if status.name.endswith("ausm: memory"):
                 self.states.append({v.key: float(v.value) for v in status.values} | {"at": time.time()})
+            elif status.name.endswith("ausm: model"):
+                self.model = {v.key: v.value for v in status.values}
 
     def wait_until(self, condition: Any, what: str, seconds: float = READY) -> None:
         """Raises AusmError when it does not come true in time, or the node has ended."""

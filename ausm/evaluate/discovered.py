@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ausm.errors import InputError, SizeError
-from ausm.evaluate.scaling import video_repeat
 from ausm.io import read_image
 from ausm.metrics.tubes import Entry, TubeScores, encode_segmentation, evaluate_tubes, tube_of_segmentations
+from ausm.scaling import video_fbf
 from ausm.tracks import StepOutput, TrackState
 
 PER_FRAME = {"youtube-vis": 10, "ovis": 20}  # App. A: objects shown on one frame, the best ones
@@ -91,8 +91,10 @@ def run_discovered(stream: Any, video: VideoEntry, per_frame: int, repeat: bool 
     Raises SizeError for an image of another size than the annotation file says.
     """
     count = len(video.images)
-    order, kept = video_repeat(count) if repeat else (list(range(count)), slice(0, count))
-    first_kept = kept.start
+    order, first_kept = list(range(count)), 0
+    if repeat and count:
+        plan = video_fbf(order)
+        order, first_kept = plan.frames, plan.keep[0]
     tracks: dict[int, _Collected] = {}
     for showing, index in enumerate(order):
         image = read_image(video.images[index])

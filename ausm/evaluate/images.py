@@ -15,11 +15,11 @@ from pycocotools.cocoeval import COCOeval
 from ausm.assemble import Geometry, exclusive, full_size_masks, keep_detections, mask_confidence, resize_image
 from ausm.checks import check_size
 from ausm.errors import InputError, SizeError
-from ausm.evaluate.scaling import image_showings
 from ausm.io import read_image
 from ausm.marker import marks_from_logits
 from ausm.metrics.tracking import pairwise_iou
 from ausm.metrics.tubes import encode_segmentation
+from ausm.scaling import image_repeat, spatial_traversal
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
 DUPLICATE_IOU = 0.7  # between showings, as the stream's `dedupe_iou`
@@ -193,10 +193,12 @@ def coco(
     of the lowest ids. progress: wraps the list of image ids. keep: called once with the results, the number of images
     they are of and that of all, before they are judged; fewer than all where the run breaks off.
     Raises InputError for a missing image (before the first is run), one that cannot be read, a head of another number
-    of classes, a limit below 1.
+    of classes, a limit or repeat below 1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least 1")
+    if repeat < 1:
+        raise InputError(f"repeat {repeat}: at least 1")
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
     categories = sorted(truth.cats)
@@ -214,8 +216,8 @@ def coco(
     try:
         for image_id in shown:
             image = read_annotated(truth.imgs[image_id], Path(images))
-            showings = image_showings(image, repeat, traversal)
-            found = detect(model, showings, short_side, None if class_agnostic else head, unique)
+            plan = spatial_traversal(image) if traversal else image_repeat(image, repeat)
+            found = detect(model, plan.frames, short_side, None if class_agnostic else head, unique)
             for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
                 row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
                 results.append(row | {"segmentation": encode_segmentation(mask)})

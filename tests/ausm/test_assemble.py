@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ausm.assemble import (
     Geometry,
+    all_finite,
     duplicates,
     exclusive,
     full_size_masks,
@@ -16,6 +17,7 @@ from ausm.assemble import (
     resize_image,
     resize_prompts,
 )
+from ausm.pixel_decoder import Predictions
 
 FAST = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -155,3 +157,18 @@ def test_mask_confidence() -> None:
     expected = (torch.tensor(2.0).sigmoid() + torch.tensor(4.0).sigmoid()) / 2
     assert torch.allclose(mask_confidence(logits), torch.stack((expected, torch.tensor(1.0))))
     assert mask_confidence(logits[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_bad_logit_is_noticed_and_large_ones_are_no_fault(dtype: torch.dtype) -> None:
+    masks, objectness = torch.full((1, 5, 40, 60), 3e4, dtype=dtype), torch.full((1, 5), -3e4, dtype=dtype)
+    good = Predictions(masks, objectness, torch.zeros(1, 5, 8))
+    assert all_finite(good)  # though the sum is more than float16 can hold
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for name in ("masks", "objectness"):
+            bad = getattr(good, name).clone()
+            bad.view(-1)[3] = value
+            assert not all_finite(good._replace(**{name: bad}))
+    opposite = masks.clone()
+    opposite[0, 0, 0, :2] = torch.tensor([torch.inf, -torch.inf])
+    assert not all_finite(good._replace(masks=opposite))

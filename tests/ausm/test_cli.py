@@ -136,6 +136,30 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "not part of this installation: no module training.no_such_module" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["track", "CLIP"], ["simulate", "--frames", "2"]])
+def test_an_output_folder_that_cannot_be_made_is_one_line(command: list[str], folder: Path, fake_model, capsys) -> None:
+    out = "/proc/no_such_folder"  # none can be made there, though root may write
+    given = [str(folder) if word == "CLIP" else word for word in command]
+    assert cli.main([*given, "--out", out]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("ausm") and "/proc" in told[0]
+
+
+def test_an_error_of_the_system_is_one_line_but_not_a_closed_pipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "full_command.py").write_text(
+        "def add_arguments(parser): parser.add_argument('kind')\n"
+        "def run(args): raise (BrokenPipeError if args.kind == 'pipe' else OSError)(28, 'No space left', 'o.png')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "full", cli.Command("full_command", "x"))
+    assert cli.main(["full", "disk"]) == 2
+    assert capsys.readouterr().err == "ausm: error: [Errno 28] No space left: 'o.png'\n"
+    with pytest.raises(BrokenPipeError):
+        cli._run(["full", "pipe"])
+
+
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     (tmp_path / "slow_command.py").write_text(
         "def add_arguments(parser): pass\ndef run(args): raise KeyboardInterrupt\n"

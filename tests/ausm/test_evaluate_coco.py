@@ -12,7 +12,7 @@ import ausm
 from ausm import cli, weights
 from ausm.config import nano
 from ausm.errors import InputError, SizeError
-from ausm.evaluate import coco, images, scaling
+from ausm.evaluate import coco, images
 from ausm.evaluate.images import Detections, detect
 from ausm.metrics.tubes import encode_segmentation
 from tests.ausm.scripted_model import ScriptedModel
@@ -107,23 +107,6 @@ def test_limit_takes_the_lowest_ids(root: Path, monkeypatch) -> None:
     found = {2: detections([TRUTH[2][0][0]], [0.9], [6]), 5: detections([], [], [])}
     result = run(root, found, monkeypatch, limit=1)
     assert result.images == 1 and pytest.approx(100.0) == result.AP
-
-
-def test_scaling_by_hand() -> None:
-    image = np.arange(20 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(20, 40, 3)
-    assert len(scaling.image_repeat(image, 3)) == 3
-    showings = scaling.spatial_traversal(image)
-    assert len(showings) == 6 and all(s.shape == image.shape for s in showings)
-    assert np.array_equal(showings[0], image) and np.array_equal(showings[5], image)
-    mark = np.zeros_like(image)
-    mark[0, 0] = 255  # in sight of the upper left window only
-    assert [int(s.max()) > 0 for s in scaling.spatial_traversal(mark)] == [True, True, False, False, False, True]
-    mark = np.zeros_like(image)
-    mark[-1, 0] = 255
-    assert [int(s.max()) > 0 for s in scaling.spatial_traversal(mark)] == [True, False, False, False, True, True]
-    order, counts = scaling.video_repeat(4)
-    assert order == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3] and order[counts] == [0, 1, 2, 3]
-    assert scaling.video_repeat(1) == ([0], slice(0, None))
 
 
 def test_queries_of_a_model(model) -> None:
@@ -264,6 +247,8 @@ def test_faults(root: Path, model) -> None:
     for limit in (0, -1):
         with pytest.raises(InputError, match=f"limit {limit}: at least 1"):
             coco(model, root, root / "truth.json", limit=limit)
+        with pytest.raises(InputError, match=f"repeat {limit}: at least 1"):
+            coco(model, root, root / "truth.json", repeat=limit)
 
 
 def test_a_bad_photo_or_a_fault_of_the_judge_costs_no_detections(root: Path, model, monkeypatch, capsys) -> None:

@@ -34,6 +34,7 @@ def test_video_fbf_goes_forward_backward_forward() -> None:
         plan = video_fbf(numbered(T))
         assert len(plan.frames) == 3 * T - 2
         assert numbers([plan.frames[i] for i in plan.keep]) == list(range(1, T + 1))
+    assert video_fbf(range(3)) == ([0, 1, 2, 1, 0, 1, 2], [4, 5, 6])  # as `ausm eval` does, which reads them one by one
     with pytest.raises(ValueError, match="0 frames"):
         video_fbf([])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -16,9 +17,11 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from ausm_ros.msg import Instance, InstanceArray
 
 import ausm
+from ausm import inference
 from ausm.bag_masks import TruthReader, find_truth
 from ausm.errors import AusmError, InputError, SizeError
 from ausm.masks import encode_rle
+from ausm.tracks import StepOutput
 from ausm_ros import evaluate_bag
 from ausm_ros.bag_figures import live_rows
 from ausm_ros.bag_hash import hash_of
@@ -26,6 +29,7 @@ from ausm_ros.bag_live import score_live
 from ausm_ros.demo_report import Recording
 from ausm_ros.instance_bag import Received, read_instances, type_store
 from ausm_ros.messages import to_ns, to_rle, to_time
+from ausm_ros.session import NotFiniteError, Session
 
 SIZE = (64, 96)
 IMAGES, TRUTH = "/front/image", "/front/truth/label_map"
@@ -119,6 +123,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 @pytest.fixture(scope="module", autouse=True)
 def _one_model():
     """Random weights are the same for every call; building them takes most of the time."""
+    torch.manual_seed(9)  # with some other weights nothing is found in these images, or nothing kept
     model = ausm.load("nano", device="cpu", weights=False)
     patch = pytest.MonkeyPatch()
     values = {"checkpoint": "random:nano", "sha256": "none: random weights", "device": "cpu", "precision": "auto"}
@@ -200,6 +205,45 @@ def test_discovery_is_the_same_every_time(
     assert lines[0]["hash"] == lines[1]["hash"] and masks[0] == masks[1] and masks[0]
     assert {"AP", "AP50", "HOTA", "IDF1", "MOTA"} <= lines[0].keys() and "JF" not in lines[0]
     assert len((tmp_path / "out" / "report.html").read_text()) > 10_000
+
+
+def test_precision_is_what_was_asked_for_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 without an option, since what auto chooses is timed; the live node gets the precision of the replay."""
+    bag = write_bag(tmp_path / "bag", frames=3)
+    lines, pages, plans = {}, {}, []
+    torch.set_num_threads(2)
+    monkeypatch.setattr(inference, "self_test", lambda model: 9.0)  # auto takes bf16 where the machine has it
+    monkeypatch.setattr(evaluate_bag, "run_live", lambda plan, *_: plans.append(plan) or {})
+    monkeypatch.setattr(evaluate_bag, "write_page", lambda path, report, *_: pages.update({path: report}))
+    for name in ("", "fp32", "bf16", "auto"):
+        out = tmp_path / f"out_{name}"
+        code, text, _ = run(capsys, bag, "--out", out, "--live", *(["--precision", name] if name else []))
+        assert code == 0
+        lines[name] = json.loads(text.splitlines()[-1])
+        assert f"random:nano on cpu, {lines[name]['precision']}\n" in text
+        assert json.loads((out / "report.json").read_text())["model"]["precision"] == lines[name]["precision"]
+    assert torch.get_num_threads() == 1  # as --threads says
+    chosen = inference.frame_model(ausm.load("nano", device="cpu", weights=False), "auto")[1]
+    assert [line["precision"] for line in lines.values()] == ["fp32", "fp32", "bf16", chosen]
+    assert lines[""]["hash"] == lines["fp32"]["hash"] != lines["bf16"]["hash"]
+    assert [[p for p in plan.parameters if p.startswith("precision:=")] for plan in plans] == [
+        ["precision:=fp32"], ["precision:=fp32"], ["precision:=bf16"], [f"precision:={chosen}"],
+    ]  # fmt: skip
+
+
+def test_a_model_whose_output_is_not_finite_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Session, output: StepOutput, image: np.ndarray, stamp: int) -> StepOutput:
+        raise NotFiniteError(f"frame {output.frame_index}: the model's output is not finite")
+
+    monkeypatch.setattr(Session, "accept", refuse)
+    code, text, err = run(capsys, write_bag(tmp_path / "bag"), "--out", tmp_path / "out")
+    assert code == 2 and text == ""
+    assert err.splitlines()[-1] == "evaluate_bag: error: frame 0: the model's output is not finite"
+    assert not (tmp_path / "out" / "instances").exists()
 
 
 def test_other_pixels_give_another_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,20 @@
 """What the operator's command line prints, for answers made by hand."""
 
 import math
+import signal
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rclpy
+import rclpy.utilities
 from ausm_ros.msg import Instance, Prompt, PromptResult
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects
+from harness import ROOT
+from rclpy.executors import ExternalShutdownException
 
 from ausm_ros import prompt, prompt_page
 from ausm_ros.messages import to_time
@@ -141,3 +149,63 @@ def test_click_finds_the_only_camera(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert left.value.code == 64 and "2 cameras, give --camera: front, rear" in capsys.readouterr().err
     with pytest.raises(NoAnswer, match="no topic /perception/"):
         clicked(monkeypatch, Topics(*others), "--timeout", "0.3")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-p", "x"], "Couldn't parse parameter override rule: '-p x'"),
+        (["--no-such"], "unknown ROS arguments ['--no-such']"),
+        (["--params-file", "nope.yaml"], "Error opening YAML file"),
+        (["-p", "use_sim_time:=1"], "use_sim_time"),
+    ],
+)
+def test_wrong_ros_arguments_are_a_wrong_command_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rclpy.utilities, "g_default_context", None)  # as in a new process
+    assert prompt.main(["list", "--ros-args", *words]) == 64 and not rclpy.ok()
+    printed = capsys.readouterr().err
+    assert printed.startswith("prompt: ") and told in printed and printed.count("\n") == 1 and "/src/" not in printed
+
+
+SIGNALLED = """
+import signal, sys, rclpy
+from ausm_ros import prompt
+def busy(options, parser, node):
+    signal.raise_signal({number})
+    while rclpy.ok():
+        pass
+    node.get_topic_names_and_types()  # after SIGTERM: RCLError
+prompt.run = busy
+sys.exit(prompt.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_is_no_success(number: signal.Signals) -> None:
+    script = SIGNALLED.format(number=int(number))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (130, "prompt: interrupted\n")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ExternalShutdownException])
+def test_to_interrupt_the_page_is_its_usual_end(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin() -> None:
+        raise error
+
+    monkeypatch.setattr(prompt_page, "ClickPage", lambda *_: None)
+    executor = SimpleNamespace(add_node=lambda node: None, spin=spin)
+    monkeypatch.setattr(prompt_page, "SingleThreadedExecutor", lambda: executor)
+    node: Any = None
+    assert prompt_page.serve(node, "/perception", "camera", "127.0.0.1", 0) == 0
+
+
+def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rclpy.utilities, "g_default_context", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert prompt.main(["click", "--camera", "front", "--port", str(taken.getsockname()[1])]) == 64
+    printed = capsys.readouterr()
+    assert "in use" in printed.err and printed.err.count("\n") == 1 and printed.out == ""

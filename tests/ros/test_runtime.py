@@ -90,3 +90,11 @@ def test_too_many_names_the_places_that_the_model_has(rig: Rig) -> None:
     assert answer.message == "TOO_MANY: 3 prompts and 3 that wait, at most 5 may wait"
     rig.worker.stop()
     assert rig.errors.pop("queued_prompt") == 1  # the three that waited, in one line
+
+
+def test_stamps_of_zero_are_one_warning_and_a_count(rig: Rig) -> None:
+    for _ in range(3):
+        receive(rig, 0)
+    assert rig.warnings == {"camera: image with stamp 0 dropped: its masks could not be matched to it (said once)": 1}
+    assert rig.counts.totals(("zero_stamp",)) == {"zero_stamp": 3} and rig.task.mailbox.since() is None
+    assert rig.counts.last_error()[0].startswith("image with stamp 0 dropped")  # why nothing is processed

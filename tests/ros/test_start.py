@@ -13,8 +13,10 @@ from rclpy.parameter import Parameter
 from ausm_ros import camera as camera_module
 from ausm_ros.camera import Camera
 from ausm_ros.counts import CameraCounts
+from ausm_ros.overlay_node import OverlayNode
 from ausm_ros.parameters import CameraSettings
 from ausm_ros.perception_node import PerceptionNode
+from ausm_ros.project3d_node import Project3dNode
 from ausm_ros.start import init_ros
 
 
@@ -67,6 +69,55 @@ def test_a_misspelt_parameter_is_named(capfd: pytest.CaptureFixture[str]) -> Non
     assert printed.count("is not known") == 2
     assert "parameter scor_threshold is not known; is score_threshold meant?" in printed
     assert "parameter zzz is not known\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "reason"),
+    [
+        ("overlay_node", "max_rate:=fast", "max_rate: float is needed, not 'fast'"),
+        ("overlay_node", "max_rate:=-1", "max_rate: -1.0 is outside 0 .. 1000"),
+        ("overlay_node", "cameras:=front", "cameras: a list of str is needed, not 'front'"),
+        ("overlay_node", "cameras:=[1, 2]", "cameras: a list of str is needed, not [1, 2]"),
+        ("overlay_node", "transport:=compresed", "transport: 'compresed' is not one of raw, compressed"),
+        ("overlay_node", "camera.transport:=jpeg", "camera.transport: 'jpeg' is not one of raw, compressed"),
+        ("project3d_node", "nearest:=-1", "nearest: -1.0 is outside 0 .. 1000"),
+        ("project3d_node", "rectified:=1", "rectified: bool is needed, not 1"),
+        ("project3d_node", "cameras:=front", "cameras: a list of str is needed, not 'front'"),
+        ("project3d_node", "use_sim_time:=1", "use_sim_time"),
+        ("perception_node", "max_rate:=fast", "max_rate: float is needed, not 'fast'"),
+        ("perception_node", "use_sim_time:=1", "use_sim_time"),
+    ],
+)
+def test_a_bad_parameter_ends_the_start_with_one_line(
+    name: str, given: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"ausm_ros.{name}").main
+    assert main(["--ros-args", "-p", given]) == 2 and not rclpy.ok()
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{name}: ") and reason in printed and printed.count("\n") == 1
+
+
+def test_whole_numbers_will_do_and_later_changes_are_checked_as_well() -> None:
+    words = ["max_rate:=5", "nearest:=1", "cameras:=[front, rear]", "rear.transport:=compressed"]
+    rclpy.init(args=["--ros-args", *(word for given in words for word in ("-p", given))], domain_id=DOMAIN)
+    try:
+        overlay, project = OverlayNode(), Project3dNode()
+        assert [o._topic for o in overlay._overlays] == ["front/image", "rear/image/compressed"]
+        assert overlay.get_parameter("max_rate").value == 5 and project.get_parameter("nearest").value == 1
+
+        def change(node: Any, name: str, value: Any) -> tuple[bool, str]:
+            answer = node.set_parameters([Parameter(name, value=value)])[0]
+            return answer.successful, answer.reason
+
+        assert change(overlay, "max_rate", 0) == change(project, "farthest", 20.5) == (True, "")
+        assert change(overlay, "max_rate", "x") == (False, "max_rate: float is needed, not 'x'")
+        assert change(overlay, "rear.transport", "raw")[1].startswith("rear.transport is read when the node starts")
+        assert change(project, "cameras", ["front"])[1].startswith("cameras is read when the node starts")
+        assert overlay.get_parameter("max_rate").value == 0 and project.get_parameter("farthest").value == 20.5
+        for node in (overlay, project):
+            node.destroy_node()
+    finally:
+        rclpy.shutdown()
 
 
 def test_silence_is_told_after_a_while_and_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
