@@ -15,7 +15,6 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
@@ -38,6 +37,7 @@ from ausm_ros.parameters import (
     make_camera_settings,
     make_settings,
 )
+from ausm_ros.run_node import make_node
 from ausm_ros.runtime import Runtime
 from ausm_ros.services import Services
 from ausm_ros.start import init_ros
@@ -280,11 +280,8 @@ def main(argv: list[str] | None = None) -> int:
     status = init_ros("perception_node", __doc__ or "", REMAP, argv)
     if status is not None:
         return status
-    try:
-        node = PerceptionNode()
-    except (BadParameter, ParameterException) as error:  # the latter of rclpy's own, as use_sim_time
-        print(f"perception_node: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = make_node(PerceptionNode, "perception_node")
+    if node is None:
         return 2
     executor = ServiceThreadsExecutor(node.ration)
     executor.add_node(node)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import rclpy
 from rclpy.exceptions import ParameterException
@@ -13,6 +14,18 @@ from ausm_ros.parameters import BadParameter
 from ausm_ros.start import init_ros
 from ausm_ros.transport import use_large_shared_memory
 
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+def make_node(make: Callable[[], AnyNode], name: str) -> AnyNode | None:
+    """The node; None, with one line on stderr and ROS shut down, where a parameter is refused."""
+    try:
+        return make()
+    except (BadParameter, ParameterException) as error:  # the latter of rclpy's own, as use_sim_time
+        print(f"{name}: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return None
+
 
 def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: list[str] | None) -> int:
     """Initialises ROS, spins the node, returns the exit status: 2 with one line for a parameter that is refused.
@@ -23,11 +36,8 @@ def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: 
     status = init_ros(name, about, remap, argv)
     if status is not None:
         return status
-    try:
-        node = make()
-    except (BadParameter, ParameterException) as error:  # the latter of rclpy's own, as use_sim_time
-        print(f"{name}: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = make_node(make, name)
+    if node is None:
         return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)

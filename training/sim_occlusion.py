@@ -22,8 +22,7 @@ Floats = NDArray[np.float64]
 HIDDEN_FRAMES = (5, 30)  # the benchmark's range, both included
 SEEN_FRAMES = 5  # the target must be in view this often before and after
 WAYS = ("behind", "sweep", "exit", "pan")  # of the benchmark: another entry would change its draws
-PASSING = ("passing",)
-SCENARIO_WAYS = {"occlusion": WAYS, "passing": PASSING}
+SCENARIO_WAYS = {"occlusion": WAYS, "passing": ("passing",)}
 UP = np.array([0.0, 0.0, 1.0])
 DEPTH = 3.0  # m from the camera to the objects; the camera looks along +y from about the z axis
 
