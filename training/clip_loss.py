@@ -13,6 +13,7 @@ from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
 from training.clips import ClipDataError
 from training.false_tracks import add_false_track
+from training.joined_tracks import join_tracks
 from training.loader import Batch
 from training.losses import Criterion
 from training.noise import add_noise
@@ -64,6 +65,8 @@ class ClipLoss(nn.Module):
         if noise is not None:
             noisy = add_noise(t.history, t.active, noise, generator)
             t = t._replace(history=noisy.history, fixed=noisy.fixed)
+            if noise.joined > 0:  # without it the sequence of draws stays what it was
+                t = join_tracks(t, noise.joined, generator)
         return add_false_track(t._replace(ids=ids.to(device)), false_p, generator) if false_p else t
 
     def forward(

@@ -28,6 +28,7 @@ class HistoryNoise:
     early_frames: tuple[int, int] = (0, 0)  # ... so many frames before the object is out of sight
     late: float = 0.0  # per absence: told only some frames after the return, so that the object must be known again
     late_frames: tuple[int, int] = (1, 6)
+    joined: float = 0.0  # per discovered id: its first marks take in a smaller neighbour (training.joined_tracks)
     false_id: float = 0.0  # per clip of an exhaustive source: one more id, on background (training.false_tracks)
 
 
