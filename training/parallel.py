@@ -23,9 +23,10 @@ from training.clip_loss import ClipLoss
 
 
 def layers_of(model: AUSM) -> list[nn.Module]:
-    """The layers that are sharded, or computed twice, one by one."""
+    """The layers that are sharded, or computed twice, one by one. A convolutional backbone has none of them."""
+    blocks = [module for module in model.backbone.modules() if isinstance(module, SwinTransformerBlock)]
     neck = getattr(model.neck, "layers", ())  # the deformable one; the light one is a few convolutions
-    return [*neck, *model.compressor.layers, *model.decoder.layers, *model.pixel_decoder.layers]
+    return [*blocks, *neck, *model.compressor.layers, *model.decoder.layers, *model.pixel_decoder.layers]
 
 
 # --- activation checkpointing ---------------------------------------------------------------------------------------
@@ -72,8 +73,7 @@ def _shard(clip_loss: ClipLoss) -> None:
     model = clip_loss.model
     mesh = init_device_mesh(model.X_0.device.type, (dist.get_world_size(),))
     frozen = {p for p in model.parameters() if not p.requires_grad}
-    blocks = [m for m in model.backbone.modules() if isinstance(m, SwinTransformerBlock)]
-    for layer in [*blocks, *layers_of(model)]:
+    for layer in layers_of(model):
         if any(p.requires_grad for p in layer.parameters()):
             fully_shard(layer, mesh=mesh, ignored_params=frozen)
     fully_shard(clip_loss, mesh=mesh, ignored_params=frozen)

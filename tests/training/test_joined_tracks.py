@@ -19,7 +19,7 @@ LARGE, SMALL, FAR = 0, 1, 2
 
 
 def targets(ts: list[int], frames: int = 6) -> Targets:
-    """A clip with a large square, a smaller one that touches it, and one far off, at rest; `ts` are their switch times."""
+    """A clip with a large square, a smaller one that touches it, and one far off; `ts` are their switch times."""
     masks = torch.zeros(1, frames, 3, 64, 96, dtype=torch.bool)
     masks[:, :, LARGE, 8:40, 8:40] = True
     masks[:, :, SMALL, 16:32, 40:56] = True

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import small_swin_t
 from tiny_training import STAGE, batch, same, tiny_config, trainer
 from torch import Tensor
 
@@ -78,7 +79,38 @@ def test_layers_of_a_large_preset() -> None:
         model = AUSM(swin_t())
     c = model.config
     expected = c.neck.layers + c.compressor.layers + c.decoder.layers + c.pixel_decoder.layers
-    assert len(layers_of(model)) == expected > 12
+    blocks = 2 + 2 + 6 + 2  # of Swin-T
+    assert len(layers_of(model)) == expected + blocks > 24
+
+
+def test_blocks_of_a_backbone_computed_twice() -> None:
+    """With stochastic depth on: the second pass must drop what the first one dropped."""
+    torch.manual_seed(0)
+    config = swin_t()
+    model = AUSM(dataclasses.replace(small_swin_t(), backbone=dataclasses.replace(config.backbone, drop_path=0.3)))
+    model.backbone.train()
+    images = torch.rand(1, 3, 64, 96)
+
+    def measure() -> tuple[dict[str, Tensor], int]:
+        model.zero_grad()
+        total = []
+
+        def forward() -> None:
+            torch.manual_seed(1)
+            total.append(torch.stack([m.square().mean() for m in model.backbone(images)]).sum())
+
+        size = kept_bytes(forward)
+        total[0].backward()
+        return {n: p.grad.clone() for n, p in model.backbone.named_parameters() if p.grad is not None}, size
+
+    before, all_kept = measure()
+    checkpoint_activations(model)
+    after, kept = measure()
+    assert before.keys() == after.keys() and any("blocks" in n for n in before)
+    for name, grad in before.items():
+        assert torch.allclose(grad, after[name], rtol=1e-6, atol=1e-6 * float(grad.abs().max())), name
+    print(f"kept for the backward pass: {all_kept / 1e6:.1f} MB, computed twice {kept / 1e6:.1f} MB")
+    assert kept < 0.7 * all_kept
 
 
 def test_one_process_has_nothing_to_shard(tmp_path: Path) -> None:
