@@ -21,6 +21,7 @@ from ausm.errors import InputError
 from ausm.evaluate.davis_command import format_table
 from ausm.io import open_frames
 from ausm.metrics.discovery import DiscoveryScorer, DiscoveryScores
+from ausm.scaling import video_fbf
 from ausm.tracks import TrackState
 from training.sim_store import PATTERN, SimClips
 
@@ -80,19 +81,30 @@ def open_videos(root: Path) -> list[TrueVideo]:
     return [_bag(path) for path in bags]
 
 
-def discover(make_stream: Callable[[], Any], videos: Iterable[TrueVideo], wiped: bool = False) -> DiscoveryScores:
+def discover(
+    make_stream: Callable[[], Any], videos: Iterable[TrueVideo], wiped: bool = False, repeat: bool = False
+) -> DiscoveryScores:
     """Run each video through a new stream and judge all together. wiped: the state is zeroed before every frame.
 
-    What counts as found is what `ausm track` draws: tracks in state TRACKED. Raises InputError without true objects.
+    What counts as found is what `ausm track` draws: tracks in state TRACKED. repeat: each video, held in memory, is run
+    forward, backward and forward, the last pass counts. Raises InputError without true objects.
     """
     scorer = DiscoveryScorer()
     for video in videos:
         stream = make_stream()
-        for index, (image, truth) in enumerate(video.read()):
+        frames: Iterable[TrueFrame] = video.read()
+        first_kept = 0
+        if repeat:
+            frames, keep = video_fbf(list(frames))
+            first_kept = keep[0]
+        for index, (image, truth) in enumerate(frames):
             if index == 0:
                 scorer.start(*image.shape[:2])
             if wiped:
                 stream.wipe_state()
+            if index < first_kept:
+                stream.step(image)
+                continue
             shown = [t for t in stream.step(image).tracks if t.state == TrackState.TRACKED and t.mask.any()]
             scorer.feed({t.track_id: t.mask for t in shown}, {t.track_id: t.score for t in shown}, truth)
     return scorer.finish()
@@ -104,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N videos")
     parser.add_argument("--controls", action="store_true", help="also with the state wiped before every frame")
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
+    parser.add_argument("--repeat", action="store_true", help="run forward, backward, forward; the last pass counts")
     add_model_arguments(parser)
 
 
@@ -123,11 +136,14 @@ def run(args: argparse.Namespace) -> int:
     results = {}
     for row in rows:
         shown = tqdm(videos, desc=row, unit="video", file=sys.stderr)
-        results[row] = discover(lambda: ausm.Stream(model, seed=args.seed, config=config), shown, row == "state wiped")
+        results[row] = discover(
+            lambda: ausm.Stream(model, seed=args.seed, config=config), shown, row == "state wiped", args.repeat
+        )
     lines = [[row, *(_cell(getattr(result, name)) for name in SHOWN)] for row, result in results.items()]
     print(format_table([["row", *SHOWN], *lines]))
     figures: dict[str, Any] = dict(results["prediction"]._asdict())
     if args.controls:
         figures["controls"] = {row: result._asdict() for row, result in results.items() if row != "prediction"}
-    print(json.dumps(figures | {"score_threshold": args.score_threshold, "checkpoint_sha256": digest}))
+    settings = {"score_threshold": args.score_threshold, "repeat": args.repeat}
+    print(json.dumps(figures | settings | {"checkpoint_sha256": digest}))
     return 0

@@ -154,10 +154,39 @@ def test_discovery_of_everything_and_of_nothing(root: Path) -> None:
     assert (blind.AP50, blind.IDF1, blind.missed) == (0, 0, 2 * (2 * FRAMES - len(HIDDEN)))
 
 
+class Late(FakeStream):
+    """Shows nothing before its tenth step; counts them."""
+
+    steps = 0
+
+    def step(self, image):
+        output = super().step(image)
+        self.steps += 1
+        return output._replace(tracks=()) if self.steps <= 10 else output
+
+
+def test_a_repeated_video_is_judged_by_its_last_pass(root: Path) -> None:
+    streams: list[Late] = []
+
+    def make_stream() -> Late:
+        streams.append(Late(discover=True))
+        return streams[-1]
+
+    once = discover(make_stream, open_videos(root))
+    assert once.missed > 0 and once.AP50 < 100
+    again = discover(make_stream, open_videos(root), repeat=True)
+    assert (again.missed, again.AP50, again.frames) == (0, 100, 2 * FRAMES)
+    assert [stream.steps for stream in streams] == [FRAMES] * 2 + [3 * FRAMES - 2] * 2
+
+
 def test_sim_command_on_clips_and_on_bags(root: Path, tmp_path: Path, fake_model, capsys) -> None:
     assert cli.main(["eval", "sim", "--root", str(root), "--limit", "1", "--controls"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["AP50"] == 100 and report["videos"] == 1 and report["controls"]["state wiped"]["IDF1"] == 100
+    assert report["repeat"] is False
+    assert cli.main(["eval", "sim", "--root", str(root), "--limit", "1", "--repeat"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["AP50"] == 100 and report["repeat"] is True
     with pytest.raises(InputError, match="neither simulated clips"):
         open_videos(tmp_path / "none")
 
