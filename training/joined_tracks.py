@@ -19,7 +19,7 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
     """With probability `p` an id that was discovered begins with the marks of a smaller neighbour, too.
 
     Neighbours lie within a token of each other and the smaller one is visible without an id of its own. What a prompt
-    marked stays as it is. Changes `history` and `fixed` of `t`, nothing else.
+    marked stays as it is, and so does a frame without marks of the id. Changes `history` and `fixed` of `t`, nothing else.
     """
     history, fixed = t.history.clone(), t.fixed.clone()
     B, T, K = t.active.shape
@@ -43,8 +43,9 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
             while stop < min(start + kept, T) and bool(t.det[b, stop, j]):
                 stop += 1
             marks = marks_from_masks(t.masks[b : b + 1, start - 1 : stop - 1, [j]], history.shape[-2:])[0, :, 0]
-            history[b, start:stop, k] |= marks
-            fixed[b, start:stop, k] = True  # the model's own masks do not take the mistake back
+            shown = history[b, start:stop, k].flatten(1).any(1)  # not where its marks are withheld or it is away
+            history[b, start:stop, k] |= marks & shown[:, None, None]
+            fixed[b, start:stop, k] |= shown  # the model's own masks do not take the mistake back
     return t._replace(history=history, fixed=fixed)
 
 

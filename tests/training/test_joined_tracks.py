@@ -69,6 +69,21 @@ def test_a_neighbour_that_is_out_of_sight_is_none() -> None:
         assert torch.equal(after.history, before.history)
 
 
+def test_where_an_id_has_no_marks_it_gets_none_of_its_neighbour() -> None:
+    """Its marks may be withheld by noise, or it is out of sight itself: no false mark may come of that."""
+    before = targets([2, 6, 6])
+    history = before.history.clone()
+    history[:, 3, LARGE] = False
+    before = before._replace(history=history)
+    kept = set()
+    for seed in range(20):
+        after = join_tracks(before, 1.0, torch.Generator().manual_seed(seed))
+        assert not after.history[0, 3, LARGE].any() and not after.fixed[0, 3, LARGE]
+        assert after.fixed[0, 2, LARGE] and (after.history[0, 2, LARGE] != before.history[0, 2, LARGE]).any()
+        kept.add(int(after.fixed.sum()))
+    assert kept == {1, 2}, "the frame after it is joint again, where the draw is long enough"
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_the_models_own_masks_do_not_take_a_joint_mark_back(streamed: bool) -> None:
     torch.manual_seed(0)
