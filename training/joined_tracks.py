@@ -19,7 +19,8 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
     """With probability `p` an id that was discovered begins with the marks of a smaller neighbour, too.
 
     Neighbours lie within a token of each other and the smaller one is visible without an id of its own. What a prompt
-    marked stays as it is, and so does a frame without marks of the id. Changes `history` and `fixed` of `t`, nothing else.
+    marked stays as it is, and so does a frame without marks of the id. Changes `history` and `fixed` of `t`,
+    nothing else.
     """
     history, fixed = t.history.clone(), t.fixed.clone()
     B, T, K = t.active.shape
