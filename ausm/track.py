@@ -238,6 +238,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topic", help="image topic of a bag that holds several")
     words = "least objectness of a discovery (0.5); its score is this times the certainty of the mask and may be lower"
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help=words)
+    words = "least objectness at which a prompted object is shown (0: its mask alone decides; the ROS node has 0.4)"
+    parser.add_argument("--prompt-threshold", metavar="P", type=float, default=0.0, help=words)
+    parser.add_argument("--class-head", metavar="NAME", help="class head that names objects; nano: coco, sim (none)")
     add_model_arguments(parser)
 
 
@@ -249,7 +252,13 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and not discover:
         raise AusmError("--no-discover without --prompt: there is nothing to follow")
     check_out(args.out, source)
-    config = ausm.StreamConfig(discover=discover, score_threshold=args.score_threshold, short_side=args.short_side)
+    config = ausm.StreamConfig(
+        discover=discover,
+        score_threshold=args.score_threshold,
+        prompt_threshold=args.prompt_threshold,
+        head=args.class_head,
+        short_side=args.short_side,
+    )
     model = ausm.load(args.checkpoint, device=args.device)
     if earlier := len(list((args.out / "masks").glob("*.png"))):
         print(f"ausm: replaces the {earlier} masks of an earlier run in {args.out}", file=sys.stderr)

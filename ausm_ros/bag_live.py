@@ -4,6 +4,7 @@ Reuses the processes of `ausm_ros.demo` (node, player, recorder). Here images ar
 each is then judged by the result of the newest image that was processed, as a robot would have to use it.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ausm_ros.demo_processes import run
 from ausm_ros.demo_report import Recording, make_report
 from ausm_ros.messages import to_mask, to_ns
 from ausm_ros.msg import InstanceArray
-from ausm_ros.parameters import Settings
+from ausm_ros.parameters import SPECS, Settings
 from ausm_ros.transport import use_large_shared_memory
 
 FOLDER = "live"  # in the output folder
@@ -28,13 +29,9 @@ FOLDER = "live"  # in the output folder
 
 def make_plan(bag: Path, topic: str | None, frames: int, size: tuple[int, int], settings: Settings) -> Plan:
     """The whole recording once, at its own rate, to a node with the settings of the evaluation."""
-    height, width = size
-    values = {
-        "checkpoint": settings.checkpoint, "device": settings.device, "precision": settings.precision,
-        "seed": settings.seed, "threads": settings.threads, "input_short_side": settings.input_short_side,
-        "discovery": str(settings.discovery).lower(), "warmup_size": f"[{height}, {width}]",
-    }  # fmt: skip
-    parameters = tuple(f"{name}:={value}" for name, value in values.items())
+    values = {s.name: getattr(settings, s.field) for s in SPECS if s.name not in ("cameras", "autostart")}
+    values |= {"warmup_size": list(size)}
+    parameters = tuple(f"{name}:={json.dumps(value)}" for name, value in values.items() if value != "")
     return Plan(bag, topic, 0, frames, 1e9, None, 0, 1.0, parameters)
 
 

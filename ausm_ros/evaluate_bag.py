@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from rclpy.serialization import serialize_message
 from std_msgs.msg import Header
 from tqdm import tqdm
 
-import ausm
 from ausm.bag_masks import TruthReader, find_truth
 from ausm.errors import AusmError, InputError
 from ausm.io import Frame, FrameSource, open_frames
@@ -40,13 +38,15 @@ from ausm_ros.bag_scores import BagScorer
 from ausm_ros.instance_bag import InstanceBagWriter
 from ausm_ros.messages import label_value, to_instance_array, to_time
 from ausm_ros.parameters import SPECS, BadParameter, Settings, make_settings
+from ausm_ros.params_file import read_params_file
 from ausm_ros.prompts import Code, ObjectPrompt
-from ausm_ros.runtime import load_model, stream_config
+from ausm_ros.runtime import load_model, stream_maker
 from ausm_ros.session import NotFiniteError, Session
 from ausm_ros.worker import Report
 
 CAMERA = "camera"
 TOPIC = f"/perception/{CAMERA}/instances"  # as the node would publish them
+NOT_OURS = ("qos_overrides.", "use_sim_time")  # parameters that rclpy itself declares
 MIN_PROMPT = 16  # pixels: a sliver at the image's edge shows no object
 
 
@@ -144,11 +144,25 @@ def evaluate(evaluation: Evaluation, out: Path) -> tuple[Run, BagScorer | None]:
 
 
 def make_node_settings(options: argparse.Namespace) -> Settings:
-    """The node's own defaults but for what the command line says. Raises AusmError for values out of range."""
+    """The node's own defaults but for what the parameter file, or else the command line, says.
+
+    What concerns messages and topics has no effect here. Raises AusmError for values out of range.
+    """
     values = {spec.name: spec.default for spec in SPECS}
-    values |= {name: getattr(options, name) for name in ("checkpoint", "device", "precision", "seed", "threads")}
-    values["input_short_side"] = options.short_side or 0
-    values["discovery"] = not options.prompt_truth if options.discover is None else options.discover
+    if options.params_file:
+        given = read_params_file(options.params_file)
+        if unknown := [name for name in given if name not in values and not name.startswith(NOT_OURS)]:
+            cameras = given.get("cameras", values["cameras"])
+            unknown = [name for name in unknown if name.rpartition(".")[0] not in cameras]
+        if unknown:
+            raise AusmError(f"{options.params_file}: parameters that the node does not have: {', '.join(unknown)}")
+        values |= {name: value for name, value in given.items() if name in values}
+    names = {"checkpoint": "checkpoint", "device": "device", "seed": "seed", "threads": "threads"}
+    names |= {"short_side": "input_short_side", "discover": "discovery", "class_head": "class_head"}
+    values |= {name: value for o, name in names.items() if (value := getattr(options, o)) is not None}
+    values["precision"] = options.precision
+    if options.prompt_truth and options.discover is None:
+        values["discovery"] = False
     try:
         return make_settings(values)
     except BadParameter as error:
@@ -160,7 +174,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("evaluate_bag", description=__doc__, formatter_class=form)
     parser.add_argument("bag", metavar="BAG", type=Path, help="rosbag2: its folder, an .mcap or a .db3 file")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", default="nano", help="model (%(default)s)")
+    parser.add_argument("--params-file", metavar="FILE", type=Path, help="a node's parameters; options here win")
+    parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", help="model (nano)")
     parser.add_argument("--topic", help="image topic of a bag that holds several")
     parser.add_argument("--truth-topic", help="label map or InstanceArray (the topic with 'truth' in its name)")
     parser.add_argument(
@@ -172,12 +187,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="find objects that nobody prompted (default: only without --prompt-truth)",
     )
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+    parser.add_argument("--class-head", metavar="NAME", help="class head that names objects (none)")
+    parser.add_argument("--seed", type=int, help="of the choice of ID vectors (0)")
     parser.add_argument("--max-frames", metavar="N", type=int, help="stop after so many frames")
     parser.add_argument(
         "--live", action="store_true", help="then play it to the running node at its real rate: drops, latency, scores"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (auto)")
+    parser.add_argument("--device", help="auto, cpu or cuda:N (auto)")
     # not the node's auto: what that chooses on a CPU is timed, and the masks must not depend on how busy a machine was
     parser.add_argument(
         "--precision",
@@ -185,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="fp32",
         help="arithmetic of the model, with --live the node's too (%(default)s); the node by itself takes auto",
     )
-    parser.add_argument("--threads", metavar="N", type=int, default=0, help="CPU threads (0: PyTorch's own choice)")
+    parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (0: PyTorch's own choice)")
     return parser
 
 
@@ -209,10 +225,7 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model, model_values = load_model(settings)
-    make_stream = partial(
-        ausm.Stream, model, settings.discovery, settings.seed, stream_config(settings), settings.precision
-    )
-    session = Session(make_stream)
+    session = Session(stream_maker(model, settings))
     model_values["precision"] = session.stream.precision  # what auto has chosen
     settings = replace(settings, precision=session.stream.precision)  # the live node is not to choose again
     for _ in range(settings.warmup_frames):  # as the node does, so that the first frame is no slower than the others
@@ -225,7 +238,9 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(options.out / BAG, ignore_errors=True)  # half a result would be taken for a whole one
         raise
     chosen = {"discovery": settings.discovery, "prompt_truth": options.prompt_truth, "seed": settings.seed}
-    chosen |= {"short_side": options.short_side, "max_frames": options.max_frames}
+    chosen |= {"short_side": settings.input_short_side or None, "max_frames": options.max_frames}
+    chosen |= {"class_head": settings.class_head or None}
+    chosen |= {"params_file": str(options.params_file) if options.params_file else None}
     report = make_report(source, truth.topic if truth else None, model_values, chosen, run, scorer)
     failure: AusmError | None = None
     if options.live:

@@ -1,6 +1,6 @@
 """The tables of `ausm_ros.parameters` as parameters of a node: every node declares and refuses in the same way."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -42,27 +42,35 @@ def declare(node: Node, spec: Spec, when_fixed: str) -> None:
         raise BadParameter(f"{spec.name}: {error}") from error
 
 
-def declare_checked(node: Node, specs: Iterable[Spec]) -> dict[str, Any]:
+def declare_checked(
+    node: Node, specs: Iterable[Spec], together: Callable[[dict[str, Any]], None] = lambda values: None
+) -> dict[str, Any]:
     """Declares the parameters of a node without lifecycle; returns their values, in the types of the specs.
 
-    From then on those that are dynamic may change, within their ranges. Raises `BadParameter`.
+    From then on those that are dynamic may change, within their ranges. together: raises `BadParameter` for values that
+    do not go with each other. Raises `BadParameter`.
     """
     by_name = {spec.name: spec for spec in specs}
     values = {}
     for name, spec in by_name.items():
         declare(node, spec, "Read when the node starts.")
         values[name] = check_value(spec, plain(node.get_parameter(name).value))
-    node.add_on_set_parameters_callback(partial(_check_changes, by_name))
+    together(values)
+    node.add_on_set_parameters_callback(partial(_check_changes, node, by_name, together))
     return values
 
 
-def _check_changes(specs: dict[str, Spec], parameters: list[Parameter]) -> SetParametersResult:
+def _check_changes(
+    node: Node, specs: dict[str, Spec], together: Callable[[dict[str, Any]], None], parameters: list[Parameter]
+) -> SetParametersResult:
+    values = {name: plain(node.get_parameter(name).value) for name in specs}
     try:
         for parameter in parameters:
             if spec := specs.get(parameter.name):
                 if not spec.dynamic:
                     raise BadParameter(f"{spec.name} is read when the node starts, start it anew to change it")
-                check_value(spec, plain(parameter.value))
+                values[spec.name] = check_value(spec, plain(parameter.value))
+        together(values)
     except BadParameter as error:
         return SetParametersResult(successful=False, reason=str(error))
     return SetParametersResult(successful=True)

@@ -95,6 +95,11 @@ SPECS = (
         high=1.0,
     ),
     Spec(
+        "class_head",
+        "",
+        "Class head that names the objects, one that the checkpoint has (nano: coco, sim); empty = no class names.",
+    ),
+    Spec(
         "capacity",
         100,
         "Most objects of one camera at a time; the model may have room for fewer (the released ones: 100).",
@@ -262,6 +267,7 @@ class Settings:
     discovery: bool
     score_threshold: float
     prompt_threshold: float
+    class_head: str
     capacity: int
     birth_hits: int
     max_missed: int
@@ -334,6 +340,12 @@ def check_change(spec: Spec, value: Any, configured: bool) -> Any:
     if configured and not spec.dynamic:
         raise BadParameter(f"{spec.name} can only change while the node is unconfigured (clean it up first)")
     return value
+
+
+def check_depths(values: Mapping[str, Any]) -> None:
+    """Of `PROJECT_SPECS`; raises `BadParameter` where no depth is left."""
+    if values["nearest"] >= values["farthest"]:
+        raise BadParameter(f"nearest {values['nearest']:g} m is not below farthest {values['farthest']:g} m")
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:

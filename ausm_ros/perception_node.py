@@ -15,7 +15,6 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -37,7 +36,7 @@ from ausm_ros.parameters import (
     make_camera_settings,
     make_settings,
 )
-from ausm_ros.run_node import make_node
+from ausm_ros.run_node import make_node, until_shutdown
 from ausm_ros.runtime import Runtime
 from ausm_ros.services import Services
 from ausm_ros.start import init_ros
@@ -287,12 +286,8 @@ def main(argv: list[str] | None = None) -> int:
     executor.add_node(node)
     executor.submit(node.autostart)
     try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except rclpy_implementation.RCLError:
-        if node.context.ok():  # else the signal came between two looks at the context
-            raise
+        with until_shutdown():
+            executor.spin()
     finally:
         _end_within(END)
         node._close()

@@ -31,7 +31,7 @@ from ausm_ros.msg import Instance, InstanceArray
 from ausm_ros.node_parameters import declare_checked
 from ausm_ros.on_demand import Held, OnDemand
 from ausm_ros.outputs import reliable
-from ausm_ros.parameters import PROJECT_SPECS
+from ausm_ros.parameters import PROJECT_SPECS, check_depths
 from ausm_ros.project3d import Box3D, box_of_points, decode_depth, lens, project, rays
 from ausm_ros.run_node import run_node
 
@@ -167,7 +167,7 @@ class Project3dNode(Node):
     def __init__(self) -> None:
         """Raises `BadParameter`."""
         super().__init__("project3d")
-        cameras = declare_checked(self, PROJECT_SPECS)["cameras"]
+        cameras = declare_checked(self, PROJECT_SPECS, check_depths)["cameras"]
         try:
             visualization = importlib.import_module("visualization_msgs.msg")
         except ImportError:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import cv2
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import Image, RegionOfInterest
 
@@ -24,6 +24,7 @@ from ausm_ros.msg import Prompt
 from ausm_ros.outputs import reliable
 from ausm_ros.prompt_page_html import PAGE
 from ausm_ros.prompts import Code
+from ausm_ros.run_node import until_shutdown
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 
 MAX_BODY = 100_000  # bytes of a request
@@ -231,9 +232,8 @@ def serve(node: Node, target: str, camera: str, bind: str, port: int) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # its usual end
+        with until_shutdown():  # its usual end
+            executor.spin()
     finally:
         server.shutdown()
     return 0

@@ -1,7 +1,8 @@
 """Runs a simple node until it is told to end."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import rclpy
@@ -27,6 +28,18 @@ def make_node(make: Callable[[], AnyNode], name: str) -> AnyNode | None:
         return None
 
 
+@contextmanager
+def until_shutdown() -> Iterator[None]:
+    """What is inside ends with ROS, or by Ctrl-C, without a traceback."""
+    try:
+        yield
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+        if rclpy.ok():  # else ROS was shut down under a callback
+            raise
+
+
 def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: list[str] | None) -> int:
     """Initialises ROS, spins the node, returns the exit status: 2 with one line for a parameter that is refused.
 
@@ -41,12 +54,7 @@ def run_node(make: Callable[[], Node], name: str, about: str, remap: str, argv: 
         return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    try:
+    with until_shutdown():
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
-        if rclpy.ok():  # else ROS was shut down under a callback
-            raise
     rclpy.try_shutdown()
     return 0

@@ -64,9 +64,22 @@ def dynamic_values(settings: Settings) -> dict[str, Any]:
     return {"discover": settings.discovery} | {name: getattr(settings, name) for name in names}
 
 
-def stream_config(settings: Settings) -> "ausm.StreamConfig":
-    return ausm.StreamConfig(
-        capacity=settings.capacity, short_side=settings.input_short_side or None, **dynamic_values(settings)
+def stream_maker(model: Any, settings: Settings) -> Callable[[], "ausm.Stream"]:
+    """What makes a new stream with the node's settings."""
+    config = ausm.StreamConfig(
+        capacity=settings.capacity,
+        short_side=settings.input_short_side or None,
+        head=settings.class_head or None,
+        **dynamic_values(settings),
+    )
+    return partial(
+        ausm.Stream,
+        model,
+        discover=settings.discovery,
+        seed=settings.seed,
+        config=config,
+        precision=settings.precision,
+        cuda_graph=settings.compile == "cuda_graph",
     )
 
 
@@ -94,15 +107,7 @@ class Runtime:
         started = time.monotonic()
         model, self.model_values = load_model(settings)
         self.device = next(model.parameters()).device
-        make_stream = partial(
-            ausm.Stream,
-            model,
-            discover=settings.discovery,
-            seed=settings.seed,
-            config=stream_config(settings),
-            precision=settings.precision,
-            cuda_graph=settings.compile == "cuda_graph",
-        )
+        make_stream = stream_maker(model, settings)
         if settings.compile == "cuda_graph" and self.device.type != "cuda":
             node.get_logger().warning(f"compile cuda_graph is for a GPU: on {self.device} the step runs as with none")
         self._epochs = epochs

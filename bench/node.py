@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +100,9 @@ def bare_session(args: argparse.Namespace, boxes: Sequence[Box], image: np.ndarr
     """What the node has for its camera: the default settings, this image seen and the boxes prompted on it."""
     import torch
 
-    import ausm
     from ausm_ros.parameters import SPECS, make_settings
     from ausm_ros.prompts import ObjectPrompt
-    from ausm_ros.runtime import load_model, stream_config
+    from ausm_ros.runtime import load_model, stream_maker
     from ausm_ros.session import Session
 
     given = {name: getattr(args, name) for name in ("checkpoint", "device", "threads")}
@@ -112,8 +110,7 @@ def bare_session(args: argparse.Namespace, boxes: Sequence[Box], image: np.ndarr
     settings = make_settings({spec.name: spec.default for spec in SPECS} | given)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    make_stream = partial(ausm.Stream, load_model(settings)[0], settings.discovery, settings.seed)
-    session = Session(partial(make_stream, config=stream_config(settings), precision=settings.precision))
+    session = Session(stream_maker(load_model(settings)[0], settings))
     session.see(image.shape[0], image.shape[1], 1)
     session.step(image, 1)
     prompts = []

@@ -24,6 +24,7 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
     """
     history, fixed = t.history.clone(), t.fixed.clone()
     B, T, K = t.active.shape
+    grid = (history.shape[-2], history.shape[-1])
     starts = t.active.int().argmax(1)  # (B, K)
     for b in range(B):
         for k in range(K):
@@ -34,7 +35,7 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
             if not wanted or start == 0:  # prompted, never an id, or unused
                 continue
             # frame t reads the marks of t - 1
-            before = marks_from_masks(t.masks[b : b + 1, start - 1 : start], history.shape[-2:])[0, 0]  # (K, h, w)
+            before = marks_from_masks(t.masks[b : b + 1, start - 1 : start], grid)[0, 0]  # (K, h, w)
             found = _smaller_neighbours(before, k) & t.det[b, start]
             if not bool(found.any()):
                 continue
@@ -43,7 +44,7 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
             stop = start + 1
             while stop < min(start + kept, T) and bool(t.det[b, stop, j]):
                 stop += 1
-            marks = marks_from_masks(t.masks[b : b + 1, start - 1 : stop - 1, [j]], history.shape[-2:])[0, :, 0]
+            marks = marks_from_masks(t.masks[b : b + 1, start - 1 : stop - 1, [j]], grid)[0, :, 0]
             shown = history[b, start:stop, k].flatten(1).any(1)  # not where its marks are withheld or it is away
             history[b, start:stop, k] |= marks & shown[:, None, None]
             fixed[b, start:stop, k] |= shown  # the model's own masks do not take the mistake back

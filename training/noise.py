@@ -3,12 +3,14 @@
 All functions change only what the model is told about the past, never the targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from training.clips import ClipDataError
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class HistoryNoise:
     late_frames: tuple[int, int] = (1, 6)
     joined: float = 0.0  # per discovered id: its first marks take in a smaller neighbour (training.joined_tracks)
     false_id: float = 0.0  # per clip of an exhaustive source: one more id, on background (training.false_tracks)
+
+    def __post_init__(self) -> None:
+        spans = ("blackout_frames", "early_frames", "late_frames")
+        chances = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in spans}
+        if wrong := {name: value for name, value in chances.items() if not 0 <= value <= 1}:
+            raise ClipDataError(f"probabilities outside 0..1: {wrong}")
+        if wrong := {name: span for name in spans if not 0 <= (span := getattr(self, name))[0] <= span[1]}:
+            raise ClipDataError(f"no spans of frames: {wrong}")
 
 
 class Noisy(NamedTuple):

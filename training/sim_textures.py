@@ -25,7 +25,7 @@ def list_photos(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"background folder {folder} does not exist")
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+        found = sorted(p for p in folder.resolve().iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
         if all(map(is_development_photo, found)):
             kinds = ", ".join(PHOTO_SUFFIXES)
             raise InputError(f"background folder {folder} holds no photo ({kinds}) but for development images")

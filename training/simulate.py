@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out `ausm simulate`; 0 on success, 2 with one clear line on stderr when it is refused."""
     try:
         make(args)
-    except AusmError as error:
+    except (AusmError, OSError) as error:
         print(f"ausm simulate: {error}", file=sys.stderr)
         return 2
     return 0

@@ -32,7 +32,10 @@ def git_revision() -> str:
 
     def git(*words: str) -> str:
         call = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git on this machine
+            return ""
 
     revision = git("rev-parse", "HEAD")
     return f"{revision}-dirty" if revision and git("status", "--porcelain", "--untracked-files=no") else revision
@@ -54,14 +57,17 @@ def begin_manifest(init: str | None) -> dict[str, Any]:
 def hold(out: Path) -> Iterator[None]:
     """Keeps OUT for this run: two would write over each other's files. The lock ends with its process.
 
-    Raises InputError where another process has it.
+    Raises InputError where another process has it. A file system without locks is only warned about.
     """
     with (out / "lock").open("a+") as file:
+        os.register_at_fork(after_in_child=file.close)  # data workers outlive a killed run by seconds
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise InputError(f"process {file.read().strip()} is training into {out}: wait for it or end it") from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see to it that no other run writes there", out, error)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -166,6 +172,6 @@ if __name__ == "__main__":
     add_arguments(cli)
     try:
         sys.exit(run(cli.parse_args()))
-    except AusmError as refused:
+    except (AusmError, OSError) as refused:
         print(f"train: error: {refused}", file=sys.stderr)
         sys.exit(2)

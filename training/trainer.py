@@ -66,6 +66,7 @@ class Trainer:
         self.device = model.X_0.device
         self.model = model
         check_classes(sources, dict(model.config.heads))
+        _check_ids(stage, model.config.N_id)
         if run.fsdp and stage.self_fed_stream:
             raise InputError(
                 "self_fed_stream steps through a clip, which sharded weights cannot: leave out --fsdp, or "
@@ -105,7 +106,10 @@ class Trainer:
         """What the run's random numbers hang on, and so its data, beside the stage."""
         r = self.run_config
         sources = [[x.reader.name, len(x.reader), x.weight] for x in self.sources]
-        return {"seed": r.seed, "parts": self.world * r.parts, "bf16": r.bf16, "sources": sources}
+        settings = [[x.alone, *x.own().values()] for x in self.sources]
+        draws = {"seed": r.seed, "parts": self.world * r.parts, "sources": sources, "settings": settings}
+        plain: dict[str, Any] = json.loads(json.dumps(draws))  # as it is read again: tuples are lists
+        return plain
 
     def keep(self, base: dict[str, Any]) -> None:
         """Both files of OUT. With --fsdp all processes must call it.
@@ -155,7 +159,7 @@ class Trainer:
         if before.get("seed", now["seed"]) != now["seed"]:
             raise CheckpointError(f"{path} was begun with --seed {before['seed']}, this run has {now['seed']}")
         for name, then in before.items():
-            if then != now[name]:
+            if name in now and then != now[name]:
                 log.warning("resuming %s with other %s (then %s, now %s): other draws", path, name, then, now[name])
 
     def averaged(self) -> dict[str, Tensor]:
@@ -307,6 +311,13 @@ class Trainer:
             ],
         }
         return {**base, "recipe": [*base.get("recipe", []), own]}
+
+
+def _check_ids(stage: Stage, N_id: int) -> None:
+    most = max(stage.max_instances, stage.clips.max_exhaustive) + bool(stage.noise and stage.noise.false_id)
+    if most > N_id:
+        what = "max_instances, clips.max_exhaustive and a false id"
+        raise InputError(f"a clip may have {most} ids ({what}), the model has N_id={N_id}")
 
 
 def _mix(*numbers: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 import ausm
 from ausm import cli
+from ausm.class_names import CLASS_NAMES
 from ausm.masks import read_palette_png, write_palette_png
 from tests.ausm.fake_stream import FakeStream, squares
 
@@ -57,6 +58,24 @@ def test_discovery_is_on_without_a_prompt_and_both_are_possible(folder: Path, tm
     both = ["track", str(folder), "--out", str(tmp_path / "b"), "--prompt", str(tmp_path / "m.png"), "--discover"]
     assert cli.main(both) == 0
     assert [call["discover"] for call in fake_model] == [True, True]
+
+
+def test_settings_of_the_stream(folder: Path, tmp_path: Path, fake_model) -> None:
+    given = ["--score-threshold", "0.6", "--prompt-threshold", "0.4", "--class-head", "coco", "--short-side", "64"]
+    for words in ([], given):
+        assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), *words]) == 0
+    names = ("score_threshold", "prompt_threshold", "head", "short_side")
+    assert [[call[name] for name in names] for call in fake_model] == [[0.5, 0.0, None, None], [0.6, 0.4, "coco", 64]]
+
+
+def test_class_names_of_the_released_weights(folder: Path, tmp_path: Path, capsys) -> None:
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), "--class-head", "zoo"]) == 2
+    assert "no class head 'zoo'; this model has ['coco', 'sim']" in capsys.readouterr().err
+    write_palette_png(tmp_path / "m.png", (squares({200: 4})[..., 0] > 0).astype(np.uint8))
+    prompt = ["--prompt", str(tmp_path / "m.png"), "--class-head", "sim", "--device", "cpu"]
+    assert cli.main(["track", str(folder), "--out", str(tmp_path / "p"), *prompt]) == 0
+    tracks = json.loads((tmp_path / "p" / "tracks.json").read_text())["tracks"]
+    assert [t["class_name"] in CLASS_NAMES["sim"] for t in tracks] == [True]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ausm_ros.msg import Instance, Prompt, PromptResult
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects
 from harness import ROOT
 from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 
 from ausm_ros import prompt, prompt_page
 from ausm_ros.messages import to_time
@@ -189,11 +190,15 @@ def test_an_interrupted_command_is_no_success(number: signal.Signals) -> None:
     assert (done.returncode, done.stderr) == (130, "prompt: interrupted\n")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ExternalShutdownException])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt, ExternalShutdownException, rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle],
+)
 def test_to_interrupt_the_page_is_its_usual_end(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     def spin() -> None:
         raise error
 
+    monkeypatch.setattr(rclpy, "ok", lambda: False)
     monkeypatch.setattr(prompt_page, "ClickPage", lambda *_: None)
     executor = SimpleNamespace(add_node=lambda node: None, spin=spin)
     monkeypatch.setattr(prompt_page, "SingleThreadedExecutor", lambda: executor)

@@ -81,6 +81,7 @@ def test_a_misspelt_parameter_is_named(capfd: pytest.CaptureFixture[str]) -> Non
         ("overlay_node", "transport:=compresed", "transport: 'compresed' is not one of raw, compressed"),
         ("overlay_node", "camera.transport:=jpeg", "camera.transport: 'jpeg' is not one of raw, compressed"),
         ("project3d_node", "nearest:=-1", "nearest: -1.0 is outside 0 .. 1000"),
+        ("project3d_node", "nearest:=10", "nearest 10 m is not below farthest 10 m"),
         ("project3d_node", "rectified:=1", "rectified: bool is needed, not 1"),
         ("project3d_node", "cameras:=front", "cameras: a list of str is needed, not 'front'"),
         ("project3d_node", "use_sim_time:=1", "use_sim_time"),
@@ -112,6 +113,7 @@ def test_whole_numbers_will_do_and_later_changes_are_checked_as_well() -> None:
         assert change(overlay, "max_rate", 0) == change(project, "farthest", 20.5) == (True, "")
         assert change(overlay, "max_rate", "x") == (False, "max_rate: float is needed, not 'x'")
         assert change(overlay, "rear.transport", "raw")[1].startswith("rear.transport is read when the node starts")
+        assert change(project, "nearest", 30.0) == (False, "nearest 30 m is not below farthest 20.5 m")
         assert change(project, "cameras", ["front"])[1].startswith("cameras is read when the node starts")
         assert overlay.get_parameter("max_rate").value == 0 and project.get_parameter("farthest").value == 20.5
         for node in (overlay, project):

@@ -1,6 +1,7 @@
 """History noise: what it may change and what it must not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from training.clips import ClipDataError
 from training.noise import HistoryNoise, add_noise
 
 OFF = HistoryNoise(morph=0, shift=0, drop=0, blackout=0)
@@ -182,3 +184,9 @@ def test_a_slip_may_begin_before_the_object_is_gone() -> None:
         assert not torch.equal(out[0, start, 0], history[0, 0, 0])
         starts.add(start)
     assert starts == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("wrong", [{"false_id": 2.0}, {"joined": -1.0}, {"late_frames": (3, 1)}, {"slip": 1.01}])
+def test_numbers_that_are_no_probability_or_span_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ClipDataError, match=next(iter(wrong))):
+        HistoryNoise(**wrong)

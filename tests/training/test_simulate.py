@@ -63,6 +63,14 @@ def test_development_images_are_no_textures(photos: Path, tmp_path: Path) -> Non
         list_photos([photos, apart])
 
 
+def test_a_development_clip_is_known_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rhino").mkdir()
+    cv2.imwrite(str(tmp_path / "rhino" / "00000.jpg"), np.zeros((40, 50, 3), np.uint8))
+    monkeypatch.chdir(tmp_path / "rhino")
+    with pytest.raises(InputError, match="but for development images"):
+        list_photos([Path(".")])
+
+
 @pytest.fixture
 def empty_world() -> Iterator[World]:
     with World(np.array([0.0, 0.0, 1.0]), (0.5, 0.5, 0.1), np.ones(3)) as world:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,10 @@ def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     other.sources = [dataclasses.replace(other.sources[0], weight=0.5)]
     other.resume(tmp_path / "last.pt")
     assert "with other sources (then [['squares'," in caplog.text and "other draws" in caplog.text
+    assert "with other settings (" not in caplog.text
+    other.sources = [dataclasses.replace(other.sources[0], size=(64, 64))]
+    other.resume(tmp_path / "last.pt")
+    assert "with other settings (" in caplog.text and "[64, 64]" in caplog.text
     other.run_config = dataclasses.replace(other.run_config, seed=6)
     with pytest.raises(CheckpointError, match=r"last\.pt was begun with --seed 5, this run has 6"):
         other.resume(tmp_path / "last.pt")
@@ -133,6 +139,60 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
     with train.hold(tmp_path):  # a lock that was left behind holds nobody up
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """Also where a data worker that it has forked lives on for some seconds."""
+    read, write = os.pipe()
+    with train.hold(tmp_path):
+        worker = os.fork()
+        if worker == 0:
+            os.write(write, b"x")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(read, 1) == b"x", "forked and at work"
+    os.close(read)
+    os.close(write)
+    try:
+        with train.hold(tmp_path):
+            assert os.waitpid(worker, os.WNOHANG) == (0, 0), "the worker is still there"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_a_file_system_without_locks_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(train.fcntl, "flock", refuse)
+    with train.hold(tmp_path):
+        assert f"{tmp_path} cannot be locked" in caplog.text and "No locks available" in caplog.text
+
+
+def test_without_git_a_manifest_names_no_revision(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert train.begin_manifest(None) == {"revision": ""}
+    assert "will name no revision" in caplog.text
+
+
+def test_what_the_files_system_refuses_is_one_line() -> None:
+    call = [sys.executable, "-m", "training.train", "--stage", "1", "--data", "none.toml", "--out", "/proc/none"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("train: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_more_ids_than_the_model_has_are_refused_before_the_run(tmp_path: Path) -> None:
+    words = r"a clip may have 33 ids \(max_instances, clips\.max_exhaustive and a false id\), the model has N_id=32"
+    noise = HistoryNoise(false_id=0.1)
+    trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32))
+    with pytest.raises(InputError, match=words):
+        trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32, noise=noise))
 
 
 def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
