@@ -3,6 +3,7 @@
 The page is never edited by hand; a test compares it with what this module makes.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def _parameters(specs: tuple[Spec, ...], prefix: str = "", when: str = "while co
     for spec in specs:
         changes = "yes" if spec.dynamic else "no"
         default = str(spec.default).lower() if isinstance(spec.default, bool) else spec.default
+        default = '""' if default == "" else default
         words = _escaped(spec.description)
         out.append(f"| `{prefix}{spec.name}` | `{default}` | {_accepted(spec)} | {changes} | {words} |")
     return out
@@ -89,6 +91,7 @@ def page() -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page())
     print(PAGE)
     return 0

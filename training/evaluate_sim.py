@@ -86,28 +86,31 @@ def discover(
 ) -> DiscoveryScores:
     """Run each video through a new stream and judge all together. wiped: the state is zeroed before every frame.
 
-    What counts as found is what `ausm track` draws: tracks in state TRACKED. repeat: each video, held in memory, is run
-    forward, backward and forward, the last pass counts. Raises InputError without true objects.
+    What counts as found is what `ausm track` draws: tracks in state TRACKED. repeat: each video, its images held in
+    memory, is run forward, backward and forward, the last pass counts. Raises InputError without true objects.
     """
     scorer = DiscoveryScorer()
     for video in videos:
         stream = make_stream()
-        frames: Iterable[TrueFrame] = video.read()
-        first_kept = 0
         if repeat:
-            frames, keep = video_fbf(list(frames))
-            first_kept = keep[0]
-        for index, (image, truth) in enumerate(frames):
+            _show_before(stream, [frame.image for frame in video.read()])
+        for index, (image, truth) in enumerate(video.read()):
             if index == 0:
                 scorer.start(*image.shape[:2])
             if wiped:
                 stream.wipe_state()
-            if index < first_kept:
-                stream.step(image)
-                continue
             shown = [t for t in stream.step(image).tracks if t.state == TrackState.TRACKED and t.mask.any()]
             scorer.feed({t.track_id: t.mask for t in shown}, {t.track_id: t.score for t in shown}, truth)
     return scorer.finish()
+
+
+def _show_before(stream: Any, images: list[np.ndarray]) -> None:
+    """All passes of `video_fbf` but the last one, which is the video in its order."""
+    if not images:
+        return
+    order, keep = video_fbf(range(len(images)))
+    for index in order[: keep[0]]:
+        stream.step(images[index])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
