@@ -9,6 +9,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from harness import PATIENCE, SIZE, Process, Robot, mask_prompt, perception, robot, square, wait_until
 
+from ausm.class_names import CLASS_NAMES
 from ausm_ros.prompts import Code
 
 NODE: list[Process] = []
@@ -74,6 +75,21 @@ def test_bad_checkpoint_is_one_clear_line(asleep: Robot, kind: str, tmp_path: Pa
     assert asleep.transition("configure") and asleep.transition("activate")
     assert asleep.show().height == SIZE[0]
     assert asleep.transition("deactivate") and asleep.transition("cleanup")
+
+
+def test_class_names_are_those_of_the_head_that_is_named(asleep: Robot) -> None:
+    assert asleep.set_parameter("class_head", "zoo") == (True, "")  # which heads there are the checkpoint says
+    assert not asleep.transition("configure")
+    NODE[0].wait_for("no class head 'zoo'; this model has ['coco', 'sim']")
+    assert asleep.set_parameter("class_head", "coco") == (True, "")
+    assert asleep.transition("configure") and asleep.transition("activate")
+    assert not asleep.set_parameter("class_head", "sim")[0]  # fixed while it is configured
+    asleep.show()
+    asleep.add_and_show(mask_prompt())
+    [cup] = [i for i in asleep.show().instances if i.source == i.SOURCE_PROMPT]
+    assert cup.class_name == CLASS_NAMES["coco"][cup.class_id] and 0 < cup.class_score <= 1
+    assert asleep.transition("deactivate") and asleep.transition("cleanup")
+    assert asleep.set_parameter("class_head", "") == (True, "")
 
 
 def test_twenty_cycles_leave_no_memory_behind(asleep: Robot) -> None:
