@@ -151,10 +151,9 @@ def make_node_settings(options: argparse.Namespace) -> Settings:
     values = {spec.name: spec.default for spec in SPECS}
     if options.params_file:
         given = read_params_file(options.params_file)
-        if unknown := [name for name in given if name not in values and not name.startswith(NOT_OURS)]:
-            cameras = given.get("cameras", values["cameras"])
-            unknown = [name for name in unknown if name.rpartition(".")[0] not in cameras]
-        if unknown:
+        cameras = given.get("cameras", values["cameras"])
+        theirs = (*NOT_OURS, *(f"{camera}." for camera in (cameras if isinstance(cameras, list) else ())))
+        if unknown := [name for name in given if name not in values and not name.startswith(theirs)]:
             raise AusmError(f"{options.params_file}: parameters that the node does not have: {', '.join(unknown)}")
         values |= {name: value for name, value in given.items() if name in values}
     names = {"checkpoint": "checkpoint", "device": "device", "seed": "seed", "threads": "threads"}

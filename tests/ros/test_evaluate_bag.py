@@ -5,121 +5,47 @@ import math
 from html.parser import HTMLParser
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import rclpy
 from ausm_ros.msg import Instance, InstanceArray
+from bag_to_judge import (
+    IMAGES,
+    PERIOD,
+    SIZE,
+    START,
+    STORE,
+    TRUTH,
+    TYPES,
+    instance_array,
+    jpeg,
+    label_map,
+    raw,
+    run,
+    square,
+    write_bag,
+)
 
 import ausm
 from ausm import inference
 from ausm.bag_masks import TruthReader, find_truth
 from ausm.class_names import CLASS_NAMES
 from ausm.errors import AusmError, InputError, SizeError
-from ausm.masks import encode_rle
 from ausm.tracks import StepOutput
 from ausm_ros import evaluate_bag
 from ausm_ros.bag_figures import live_rows
 from ausm_ros.bag_hash import hash_of
 from ausm_ros.bag_live import score_live
 from ausm_ros.demo_report import Recording
-from ausm_ros.instance_bag import Received, read_instances, type_store
+from ausm_ros.instance_bag import Received, read_instances
 from ausm_ros.messages import to_ns, to_rle, to_time
 from ausm_ros.session import NotFiniteError, Session
-
-SIZE = (64, 96)
-IMAGES, TRUTH = "/front/image", "/front/truth/label_map"
-STORE = type_store()
-TYPES = STORE.types
-FAST = ["--checkpoint", "random:nano", "--device", "cpu", "--threads", "1", "--short-side", "64"]
-START, PERIOD = 7_000_000_123, 100_000_000  # ns
-
-
-def square(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[10:30, 5 + 4 * number : 30 + 4 * number] = True
-    return mask
-
-
-def header(number: int):
-    stamp = START + number * PERIOD
-    time = TYPES["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9)
-    return TYPES["std_msgs/msg/Header"](time, "front_optical")
-
-
-def picture(number: int) -> np.ndarray:
-    image = np.random.default_rng(5).integers(0, 60, (*SIZE, 3)).astype(np.uint8)
-    image[square(number)] = (230, 60, 20)
-    return image
-
-
-def raw(number: int):
-    return TYPES["sensor_msgs/msg/Image"](header(number), *SIZE, "rgb8", 0, SIZE[1] * 3, picture(number).ravel())
-
-
-def jpeg(number: int):
-    data = cv2.imencode(".jpg", picture(number)[:, :, ::-1])[1].ravel()
-    return TYPES["sensor_msgs/msg/CompressedImage"](header(number), "jpeg", data)
-
-
-def label_map(number: int, size: tuple[int, int] = SIZE):
-    labels = np.where(square(number, size), 3, 0).astype("<u2")
-    if number >= 2:
-        labels[40:52, 60:80] = 9  # a second object enters
-    return TYPES["sensor_msgs/msg/Image"](
-        header(number), *size, "mono16", 0, size[1] * 2, labels.view(np.uint8).ravel()
-    )
-
-
-def instance_array(number: int):
-    box, runs = encode_rle(square(number))
-    roi, time = TYPES["sensor_msgs/msg/RegionOfInterest"], TYPES["builtin_interfaces/msg/Time"]
-    place = roi(box.x, box.y, box.height, box.width, False)
-    rle = TYPES["ausm_ros/msg/Rle"](place, np.array(runs, np.uint32))
-    rest = (place, 500, rle, time(0, 0), time(0, 0), 0, 0)
-    instance = TYPES["ausm_ros/msg/Instance"](4, "", 1, 0, 0, -1, "", 0.0, 1.0, *rest)
-    times = [TYPES["builtin_interfaces/msg/Duration"](0, 0)] * 3
-    return TYPES["ausm_ros/msg/InstanceArray"](header(number), "front", *SIZE, 0, number, 0, [instance], *times)
-
-
-def write_bag(
-    path: Path,
-    frames: int = 5,
-    image=raw,
-    truth=label_map,
-    storage: StoragePlugin = StoragePlugin.SQLITE3,
-    late: int = 0,
-    zipped: bool = False,
-) -> Path:
-    """late: images by which each truth comes after its own."""
-    writer = Writer(path, version=9, storage_plugin=storage)
-    if zipped:
-        writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
-    with writer:
-        name = IMAGES if image is raw else f"{IMAGES}/compressed"
-        pictures = writer.add_connection(name, image(0).__msgtype__, typestore=STORE)
-        masks = writer.add_connection(TRUTH, truth(0).__msgtype__, typestore=STORE) if truth else None
-        for number in range(frames + late):
-            received = START + number * PERIOD + 40
-            if number < frames:
-                message = image(number)
-                writer.write(pictures, received, STORE.serialize_cdr(message, message.__msgtype__))
-            if masks and number >= late:
-                message = truth(number - late)
-                writer.write(masks, received, STORE.serialize_cdr(message, message.__msgtype__))
-    return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = evaluate_bag.main([*map(str, arguments), *FAST])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,23 +213,17 @@ def test_the_parameters_of_a_node_are_taken_from_its_file(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("perception: {ros__parameters: {scor_threshold: 0.5}}", "that the node does not have: scor_threshold"),
-        ("perception: {ros__parameters: {seed: many}}", "seed: int is needed, not 'many'"),
-        ("perception: {ros__parameters: {class_head: zoo}}", "no class head 'zoo'; this model has ['coco', 'sim']"),
-        ("overlay: {ros__parameters: {max_rate: 1.0}}", "has nothing for perception, only for overlay"),
-        (
-            "{a/perception: {ros__parameters: {}}, b/perception: {ros__parameters: {}}}",
-            "several nodes: a/perception, b/",
-        ),
-        ("perception: {seed: 3}", "no parameter file"),
-        ("seed", "no parameter file"),
-        ("[", "no parameter file"),
+        ("scor_threshold: 0.5", "parameters that the node does not have: scor_threshold"),
+        ("rear.transport: raw", "parameters that the node does not have: rear.transport"),
+        ("seed: many", "seed: int is needed, not 'many'"),
+        ("cameras: 5", "cameras: a list of str is needed, not 5"),
+        ("class_head: zoo", "no class head 'zoo'; this model has ['coco', 'sim']"),
     ],
 )
-def test_a_parameter_file_that_is_none(
+def test_parameters_that_a_node_would_not_take(
     text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "node.yaml").write_text(text)
+    (tmp_path / "node.yaml").write_text(f"perception: {{ros__parameters: {{{text}}}}}")
     code, _, err = run(
         capsys, write_bag(tmp_path / "bag"), "--out", tmp_path / "out", "--params-file", tmp_path / "node.yaml"
     )

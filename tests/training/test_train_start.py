@@ -1,0 +1,95 @@
+"""How a run begins: one run a folder, what its manifest says, and refusals before the first iteration."""
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import STAGE, tiny_config, trainer
+
+from ausm import weights
+from ausm.errors import InputError
+from ausm.model import AUSM
+from training import train
+from training.noise import HistoryNoise
+
+ROOT = Path(train.__file__).parents[1]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    words = rf"process {os.getpid()} is training into .*{tmp_path.name}"
+    with train.hold(tmp_path), pytest.raises(InputError, match=words), train.hold(tmp_path):
+        pass
+    with train.hold(tmp_path):  # a lock that was left behind holds nobody up
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """Also where a data worker that it has forked lives on for some seconds."""
+    read, write = os.pipe()
+    with train.hold(tmp_path):
+        worker = os.fork()
+        if worker == 0:
+            os.write(write, b"x")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(read, 1) == b"x", "forked and at work"
+    os.close(read)
+    os.close(write)
+    try:
+        with train.hold(tmp_path):
+            assert os.waitpid(worker, os.WNOHANG) == (0, 0), "the worker is still there"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_a_file_system_without_locks_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(train.fcntl, "flock", refuse)
+    with train.hold(tmp_path):
+        assert f"{tmp_path} cannot be locked" in caplog.text and "No locks available" in caplog.text
+
+
+def test_without_git_a_manifest_names_no_revision(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert train.begin_manifest(None) == {"revision": ""}
+    assert "will name no revision" in caplog.text
+
+
+def test_what_the_files_system_refuses_is_one_line() -> None:
+    call = [sys.executable, "-m", "training.train", "--stage", "1", "--data", "none.toml", "--out", "/proc/none"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("train: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_more_ids_than_the_model_has_are_refused_before_the_run(tmp_path: Path) -> None:
+    words = r"a clip may have 33 ids \(max_instances, clips\.max_exhaustive and a false id\), the model has N_id=32"
+    noise = HistoryNoise(false_id=0.1)
+    trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32))
+    with pytest.raises(InputError, match=words):
+        trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32, noise=noise))
+
+
+def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
+    """The licence of the weights before, and theirs in turn; their scores are not those of the new ones."""
+    before = {"recipe": [{"stage": 1}], "licence": "CC BY-NC 4.0", "scores": {"J": 1}, "init": {"licence": "MIT"}}
+    weights.save(tmp_path / "w.safetensors", AUSM(tiny_config()), before)
+    manifest = train.begin_manifest(str(tmp_path / "w.safetensors"))
+    assert manifest["recipe"] == [{"stage": 1}]
+    kept = {"licence": "CC BY-NC 4.0", "init": {"licence": "MIT"}}
+    assert kept.items() <= manifest["init"].items() and "scores" not in manifest["init"]
+    assert set(train.begin_manifest(None)) == {"revision"}
