@@ -156,10 +156,9 @@ def make_node_settings(options: argparse.Namespace) -> Settings:
         if unknown := [name for name in given if name not in values and not name.startswith(theirs)]:
             raise AusmError(f"{options.params_file}: parameters that the node does not have: {', '.join(unknown)}")
         values |= {name: value for name, value in given.items() if name in values}
-    names = {"checkpoint": "checkpoint", "device": "device", "seed": "seed", "threads": "threads"}
-    names |= {"short_side": "input_short_side", "discover": "discovery", "class_head": "class_head"}
-    values |= {name: value for o, name in names.items() if (value := getattr(options, o)) is not None}
-    values["precision"] = options.precision
+    chosen = {name: getattr(options, name) for name in ("checkpoint", "device", "precision", "seed", "threads")}
+    chosen |= {"input_short_side": options.short_side, "discovery": options.discover, "class_head": options.class_head}
+    values |= {name: value for name, value in chosen.items() if value is not None}
     if options.prompt_truth and options.discover is None:
         values["discovery"] = False
     try:
@@ -236,10 +235,15 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     except BaseException:
         shutil.rmtree(options.out / BAG, ignore_errors=True)  # half a result would be taken for a whole one
         raise
-    chosen = {"discovery": settings.discovery, "prompt_truth": options.prompt_truth, "seed": settings.seed}
-    chosen |= {"short_side": settings.input_short_side or None, "max_frames": options.max_frames}
-    chosen |= {"class_head": settings.class_head or None}
-    chosen |= {"params_file": str(options.params_file) if options.params_file else None}
+    chosen = {
+        "discovery": settings.discovery,
+        "prompt_truth": options.prompt_truth,
+        "seed": settings.seed,
+        "short_side": settings.input_short_side or None,
+        "max_frames": options.max_frames,
+        "class_head": settings.class_head or None,
+        "params_file": str(options.params_file) if options.params_file else None,
+    }
     report = make_report(source, truth.topic if truth else None, model_values, chosen, run, scorer)
     failure: AusmError | None = None
     if options.live:

@@ -21,8 +21,6 @@ from typing import Any, NoReturn
 
 import rclpy
 from builtin_interfaces.msg import Duration
-from rclpy.executors import ExternalShutdownException
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import RegionOfInterest
@@ -35,6 +33,7 @@ from ausm_ros.messages import to_duration, to_ns, to_png
 from ausm_ros.msg import Prompt
 from ausm_ros.prompt_page import cameras_of, serve
 from ausm_ros.prompts import Code
+from ausm_ros.run_node import until_shutdown
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 from ausm_ros.start import WRONG_ARGUMENTS, reason_of
 from ausm_ros.transport import use_large_shared_memory
@@ -274,12 +273,8 @@ def main(argv: list[str] | None = None) -> int:
         rclpy.try_shutdown()
         return USAGE
     try:
-        return run(options, parser, node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except rclpy_implementation.RCLError:
-        if rclpy.ok():  # else ROS was shut down under a call, by SIGTERM
-            raise
+        with until_shutdown():
+            return run(options, parser, node)
     except NoAnswer as error:
         print(error, file=sys.stderr)
         return UNAVAILABLE

@@ -3,6 +3,7 @@
 Sizes: T frames, N instances, H x W pixels of the training crop.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,9 +75,13 @@ class ClipConfig:
                 f"frames {self.frames}, size {self.size}, max_instances {self.max_instances}, max_stride "
                 f"{self.max_stride}: need >= 1, >= 16 px, >= 1, >= 1"
             )
-        wrong = {name: getattr(self, name) for name in CHANCES if not 0 <= getattr(self, name) <= 1}
-        if wrong:
-            raise ClipDataError(f"probabilities outside 0..1: {wrong}")
+        check_chances(self, CHANCES)
+
+
+def check_chances(config: object, names: Iterable[str]) -> None:
+    """Raises ClipDataError naming the fields that are no probabilities."""
+    if wrong := {name: getattr(config, name) for name in names if not 0 <= getattr(config, name) <= 1}:
+        raise ClipDataError(f"probabilities outside 0..1: {wrong}")
 
 
 def plain(frames: int, size: tuple[int, int], max_instances: int = 20) -> ClipConfig:

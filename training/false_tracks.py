@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.noise import draw_span
 from training.preprocess import Targets
 
 KEPT = (1, 4)  # frames for which a false discovery is marked, as if it were believed for so long
@@ -28,7 +29,7 @@ def add_false_track(t: Targets, p: float, generator: torch.Generator) -> Targets
     for b in range(B):
         wanted = float(torch.rand((), generator=generator)) < p
         start = int(torch.randint(1, max(T, 2), (), generator=generator))
-        kept = int(torch.randint(KEPT[0], KEPT[1] + 1, (), generator=generator))
+        kept = int(draw_span(KEPT, (), generator))
         blob = _blob((h, w), generator).to(history.device)
         if not wanted or start >= T:
             continue

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ausm.marker import marks_from_masks
+from training.noise import draw_span
 from training.preprocess import Targets
 
 KEPT = (1, 3)  # frames for which the marks of both are the id's
@@ -30,7 +31,7 @@ def join_tracks(t: Targets, p: float, generator: torch.Generator) -> Targets:
         for k in range(K):
             start = int(starts[b, k])
             wanted = float(torch.rand((), generator=generator)) < p
-            kept = int(_draw_kept(generator))
+            kept = int(draw_span(KEPT, (), generator))
             at = float(torch.rand((), generator=generator))
             if not wanted or start == 0:  # prompted, never an id, or unused
                 continue
@@ -57,7 +58,3 @@ def _smaller_neighbours(marks: Tensor, k: int) -> Tensor:
     found = (marks & near).flatten(1).any(1) & (marks.flatten(1).sum(1) <= marks[k].sum())
     found[k] = False
     return found
-
-
-def _draw_kept(generator: torch.Generator) -> Tensor:
-    return torch.randint(KEPT[0], KEPT[1] + 1, (), generator=generator)

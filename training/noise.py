@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.clips import ClipDataError
+from training.clips import ClipDataError, check_chances
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class HistoryNoise:
 
     def __post_init__(self) -> None:
         spans = ("blackout_frames", "early_frames", "late_frames")
-        chances = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in spans}
-        if wrong := {name: value for name, value in chances.items() if not 0 <= value <= 1}:
-            raise ClipDataError(f"probabilities outside 0..1: {wrong}")
+        check_chances(self, [field.name for field in fields(self) if field.name not in spans])
         if wrong := {name: span for name in spans if not 0 <= (span := getattr(self, name))[0] <= span[1]}:
             raise ClipDataError(f"no spans of frames: {wrong}")
 
@@ -75,7 +73,7 @@ def add_noise(history: Tensor, active: Tensor, noise: HistoryNoise, generator: t
     gone = first & ~out.flatten(3).any(-1)
     out = torch.where(gone[..., None, None], history, out)
     lost = chance(noise.drop)[..., 0, 0]
-    length = _draw(noise.blackout_frames, (B, 1, K), generator)
+    length = draw_span(noise.blackout_frames, (B, 1, K), generator)
     start = torch.randint(1, max(T, 2), (B, 1, K), generator=generator)
     t = torch.arange(T)[None, :, None]
     run = (t >= start) & (t < start + length) & (torch.rand(B, 1, K, generator=generator) < noise.blackout)
@@ -98,18 +96,18 @@ def _mislead(
             slips, is_late = (torch.rand(2, generator=generator) < torch.tensor([noise.slip, noise.late])).tolist()
             end = back
             if is_late:
-                end = min(back + int(_draw(noise.late_frames, (), generator)), T)
+                end = min(back + int(draw_span(noise.late_frames, (), generator)), T)
             out[b, back:end, k] = False
             start = back
             if slips:
                 first = int(has[b, :, k].int().argmax())
-                start = max(gone - int(_draw(noise.early_frames, (), generator)), first + 1)  # the first marks stay
+                start = max(gone - int(draw_span(noise.early_frames, (), generator)), first + 1)  # the first marks stay
                 out[b, start:end, k] = _wrong_marks(history[b], start, end, k, generator)
             fixed[b, start:end, k] = True
     return Noisy(out, fixed)
 
 
-def _draw(span: tuple[int, int], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_span(span: tuple[int, int], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Whole numbers of a span, both ends included."""
     return torch.randint(span[0], span[1] + 1, shape, generator=generator)
 

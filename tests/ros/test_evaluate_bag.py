@@ -194,13 +194,15 @@ def test_the_parameters_of_a_node_are_taken_from_its_file(
     parameters = plans[0].parameters
     assert {"seed:=4", "max_missed:=9", "prompt.threshold:=0.25", 'class_head:="coco"'} <= set(parameters)
     assert not any(p.startswith(("cameras:", "autostart:")) for p in parameters)
-    rclpy.init(args=["--ros-args", *(word for p in parameters for word in ("-p", p))], domain_id=99)
+    context = rclpy.Context()
+    given_to_node = ["--ros-args", *(word for p in parameters for word in ("-p", p))]
+    rclpy.init(args=given_to_node, context=context, domain_id=99)
     try:  # they are read as what they are
-        node = rclpy.create_node("reader", automatically_declare_parameters_from_overrides=True)
+        node = rclpy.create_node("reader", context=context, automatically_declare_parameters_from_overrides=True)
         values = {p: node.get_parameter(p).value for p in ("seed", "prompt.threshold", "class_head", "discovery")}
         node.destroy_node()
     finally:
-        rclpy.shutdown()
+        rclpy.shutdown(context=context)
     assert values == {"seed": 4, "prompt.threshold": 0.25, "class_head": "coco", "discovery": True}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["settings"]["params_file"] == str(tmp_path / "node.yaml")

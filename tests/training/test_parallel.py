@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from small_models import small_swin_t
 from tiny_training import STAGE, batch, same, tiny_config, trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ausm.config import swin_t
 from ausm.errors import InputError
@@ -38,6 +39,32 @@ def kept_bytes(step: Any) -> int:
     return sum(storages.values())
 
 
+def check_computed_twice(trained: nn.Module, model: AUSM, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The same gradients for less memory once the layers of `model` compute their forward pass again; returns them."""
+
+    def measure() -> tuple[dict[str, Tensor], int]:
+        trained.zero_grad()
+        total = []
+
+        def forward() -> None:
+            torch.manual_seed(1)
+            total.append(loss())
+
+        size = kept_bytes(forward)
+        total[0].backward()
+        return {n: p.grad.clone() for n, p in trained.named_parameters() if p.grad is not None}, size
+
+    before, all_kept = measure()
+    checkpoint_activations(model)
+    after, kept = measure()
+    assert before.keys() == after.keys()
+    for name, grad in before.items():
+        assert torch.allclose(grad, after[name], rtol=1e-6, atol=1e-6 * float(grad.abs().max())), name
+    print(f"kept for the backward pass: {all_kept / 1e6:.2f} MB, computed twice {kept / 1e6:.2f} MB")
+    assert kept < 0.7 * all_kept
+    return before
+
+
 @pytest.mark.parametrize(("self_fed", "stream"), [(False, False), (True, False), (True, True)])
 def test_layers_computed_twice(self_fed: bool, stream: bool) -> None:
     full = tiny_config()
@@ -51,27 +78,12 @@ def test_layers_computed_twice(self_fed: bool, stream: bool) -> None:
     targets = clip_loss.targets(batch([0, 1]), torch.Generator().manual_seed(0))
     names = [name for name, _ in clip_loss.named_parameters()]
 
-    def measure() -> tuple[dict[str, Tensor], int]:
-        clip_loss.zero_grad()
-        total = []
+    def loss() -> Tensor:
+        return torch.stack(list(clip_loss(batch([0, 1]), targets, self_fed).values())).sum()
 
-        def forward() -> None:
-            torch.manual_seed(1)
-            total.append(torch.stack(list(clip_loss(batch([0, 1]), targets, self_fed).values())).sum())
-
-        size = kept_bytes(forward)
-        total[0].backward()
-        return {n: p.grad.clone() for n, p in clip_loss.named_parameters() if p.grad is not None}, size
-
-    before, all_kept = measure()
-    checkpoint_activations(clip_loss.model)
+    grads = check_computed_twice(clip_loss, clip_loss.model, loss)
     assert [name for name, _ in clip_loss.named_parameters()] == names  # checkpoints stay readable
-    after, kept = measure()
-    assert before.keys() == after.keys() and any("compressor" in n for n in before)
-    for name, grad in before.items():
-        assert torch.allclose(grad, after[name], rtol=1e-6, atol=1e-6 * float(grad.abs().max())), name
-    print(f"kept for the backward pass: {all_kept / 1e6:.2f} MB, computed twice {kept / 1e6:.2f} MB")
-    assert kept < 0.7 * all_kept
+    assert any("compressor" in n for n in grads)
 
 
 def test_layers_of_a_large_preset() -> None:
@@ -91,26 +103,11 @@ def test_blocks_of_a_backbone_computed_twice() -> None:
     model.backbone.train()
     images = torch.rand(1, 3, 64, 96)
 
-    def measure() -> tuple[dict[str, Tensor], int]:
-        model.zero_grad()
-        total = []
+    def loss() -> Tensor:
+        return torch.stack([m.square().mean() for m in model.backbone(images)]).sum()
 
-        def forward() -> None:
-            torch.manual_seed(1)
-            total.append(torch.stack([m.square().mean() for m in model.backbone(images)]).sum())
-
-        size = kept_bytes(forward)
-        total[0].backward()
-        return {n: p.grad.clone() for n, p in model.backbone.named_parameters() if p.grad is not None}, size
-
-    before, all_kept = measure()
-    checkpoint_activations(model)
-    after, kept = measure()
-    assert before.keys() == after.keys() and any("blocks" in n for n in before)
-    for name, grad in before.items():
-        assert torch.allclose(grad, after[name], rtol=1e-6, atol=1e-6 * float(grad.abs().max())), name
-    print(f"kept for the backward pass: {all_kept / 1e6:.1f} MB, computed twice {kept / 1e6:.1f} MB")
-    assert kept < 0.7 * all_kept
+    grads = check_computed_twice(model.backbone, model, loss)
+    assert any("blocks" in n for n in grads)
 
 
 def test_one_process_has_nothing_to_shard(tmp_path: Path) -> None:
