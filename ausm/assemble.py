@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ausm.config import StreamConfig
+from ausm.errors import NotFiniteError
 from ausm.pixel_decoder import Predictions
+from ausm.tracks import StepOutput
 
 
 class Geometry(NamedTuple):
@@ -53,6 +55,15 @@ def resize_prompts(masks: np.ndarray, g: Geometry, size: tuple[int, int]) -> Ten
         if not out[i].any():
             out[i] = average > 0
     return torch.from_numpy(out)
+
+
+def check_finite(output: StepOutput, said: tuple[Predictions, Geometry] | None) -> None:
+    """Raises NotFiniteError unless a step's scores, and what the model said of its image if known, are numbers.
+
+    Not the scores alone: where every logit is NaN nothing is seen, and each object keeps the score it had.
+    """
+    if not all(math.isfinite(t.score) for t in output.tracks) or (said is not None and not all_finite(said[0])):
+        raise NotFiniteError(f"frame {output.frame_index}: the model's output is not finite")
 
 
 def all_finite(out: Predictions) -> bool:

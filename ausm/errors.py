@@ -33,3 +33,7 @@ class InputError(AusmError):
 
 class CheckpointError(AusmError):
     """A checkpoint that is missing, corrupt or of another model."""
+
+
+class NotFiniteError(AusmError):
+    """The model's output holds NaN or infinity. Unlike after the others the stream cannot go on: `Stream.reset`."""

@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 import ausm
 from ausm.arguments import add_model_arguments
+from ausm.assemble import Geometry, check_finite
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError, SizeError
 from ausm.io import MISCOUNT, Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
+from ausm.pixel_decoder import Predictions
 from ausm.tracks import Source, StepOutput, Track, TrackState
 from ausm.visualize import Drawn, VideoWriter, draw_tracks
 
@@ -36,6 +38,9 @@ class StreamLike(Protocol):
 
     @property
     def current(self) -> StepOutput | None: ...
+
+    @property
+    def last_predictions(self) -> tuple[Predictions, Geometry] | None: ...
 
     def step(self, image: np.ndarray) -> StepOutput: ...
 
@@ -205,6 +210,7 @@ def track(stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | N
                 if given and frame.index == 0:  # before the first step: the prompt is part of the history it starts on
                     ids.bind(list(stream.prompt(given.masks)), given.ids)
                 output = stream.step(frame.image)
+                check_finite(output, stream.last_predictions)
                 if given and frame.index > 0:
                     ids.bind(list(stream.prompt(given.masks)), given.ids)
                     output = stream.current or output

@@ -116,6 +116,11 @@ def load_into(model: AUSM, path: Path) -> None:
             f"checkpoint {path} does not fit {model.config.name}: {len(missing)} keys missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
+    broken = sorted(k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(broken)} of {len(state)} tensors hold NaN or infinity: {broken[:3]}"
+        )
     model.load_state_dict(state)
 
 

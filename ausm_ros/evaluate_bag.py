@@ -41,7 +41,7 @@ from ausm_ros.parameters import SPECS, BadParameter, Settings, make_settings
 from ausm_ros.params_file import read_params_file
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.runtime import load_model, stream_maker
-from ausm_ros.session import NotFiniteError, Session
+from ausm_ros.session import Session
 from ausm_ros.worker import Report
 
 CAMERA = "camera"
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     try:
         report = run_evaluation(options)
-    except (AusmError, OSError, NotFiniteError) as error:
+    except (AusmError, OSError) as error:
         print(f"evaluate_bag: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ausm.assemble import all_finite
+from ausm.assemble import check_finite
 from ausm.errors import AusmError, SizeError
 from ausm.prompts import Shaped, shape_box, shape_points
 from ausm.tracks import Source, StepOutput, Track, TrackState
@@ -45,10 +45,6 @@ class Snapshot(NamedTuple):
         pinned = sum(t.source == Source.PROMPT for t in live.values())
         names = {track_id: track.name for track_id, track in live.items()}
         return Scene(self.height, self.width, names, pinned, self.capacity, min_area)
-
-
-class NotFiniteError(ArithmeticError):
-    """The model's output holds NaN or infinity: its state can no longer be trusted."""
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -95,10 +91,7 @@ class Session:
 
     def accept(self, output: StepOutput, image: np.ndarray, stamp: int) -> StepOutput:
         """Notes a step that the stream has made with this image. Raises as `step`."""
-        said = self.stream.last_predictions
-        # not the scores alone: where every logit is NaN nothing is seen, and each object keeps the score it had
-        if not all(math.isfinite(t.score) for t in output.tracks) or (said is not None and not all_finite(said[0])):
-            raise NotFiniteError(f"frame {output.frame_index}: the model's output is not finite")
+        check_finite(output, self.stream.last_predictions)
         self._stamp = stamp
         self._remember(image)
         self._note()

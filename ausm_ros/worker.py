@@ -16,7 +16,7 @@ from ausm.tracks import StepOutput
 from ausm_ros.counts import CameraCounts
 from ausm_ros.mailbox import QUEUE, Mailbox, Pending
 from ausm_ros.prompts import Code, ObjectPrompt, Outcome
-from ausm_ros.session import NotFiniteError, Session, Snapshot
+from ausm_ros.session import Session, Snapshot
 
 MAX_FAILURES = 3  # unexpected errors in a row before the node gives up
 
@@ -224,7 +224,7 @@ class CameraTask:
                 before = time.monotonic()
                 self.session.step(ready.image, pending.stamp)
                 inference = time.monotonic() - before
-        except (AusmError, NotFiniteError) as error:
+        except AusmError as error:
             self.ready = None
             self.counts.drop("failed")
             self._log_error("failed", f"{type(error).__name__}: {error}; history reset")

@@ -18,6 +18,7 @@ class FakeStream:
         self.waiting: list[tuple[int, np.ndarray]] = []
         self.image: np.ndarray | None = None
         self.index, self.issued = -1, 0
+        self.last_predictions: Any = None
 
     def prompt(self, masks: np.ndarray, track_ids: list[int] | None = None, names: Any = None) -> list[int]:
         assert masks.dtype == bool and masks.ndim == 3

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ausm.errors import AusmError, SizeError
+from ausm.errors import AusmError, NotFiniteError, SizeError
 from ausm.io import open_frames
 from ausm.masks import read_palette_png, write_palette_png
 from ausm.track import Prompt, read_prompt, track
@@ -169,6 +169,20 @@ def test_a_prompt_that_is_refused_leaves_no_table(folder: Path, tmp_path: Path) 
     with pytest.raises(AusmError, match="0 places"):
         track(Full(discover=False), source, tmp_path / "out", read_prompt(tmp_path / "prompt.png", 0, source))
     assert not list((tmp_path / "out").glob("tracks.json*"))
+
+
+def test_an_output_that_is_not_finite_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    class Broken(FakeStream):
+        def step(self, image: np.ndarray) -> StepOutput:
+            output = super().step(image)
+            if self.index < 2:
+                return output
+            return output._replace(tracks=tuple(t._replace(score=np.nan) for t in output.tracks))
+
+    with pytest.raises(NotFiniteError, match="frame 2: the model's output is not finite"):
+        track(Broken(discover=True), open_frames(folder), tmp_path / "out")
+    assert len(list((tmp_path / "out/masks").iterdir())) == 2  # what was good is kept
+    assert not (tmp_path / "out/tracks.json").exists()
 
 
 def test_faults(folder: Path, tmp_path: Path) -> None:

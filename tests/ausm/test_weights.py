@@ -127,6 +127,14 @@ def test_tensors_that_do_not_fit(saved: Path, tmp_path: Path) -> None:
     assert "1 of another shape ['B (5, 128) instead of (12, 128)']" in text
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers(value: float, saved: Path, tmp_path: Path) -> None:
+    state = load_file(saved)
+    state["X_0"].view(-1)[3] = value
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors hold NaN or infinity: \['X_0'\]"):
+        ausm.load(rewritten(saved, tmp_path / "broken.safetensors", state), device="cpu")
+
+
 def test_impossible_sizes_are_refused() -> None:
     config: AusmConfig = small_nano()
     with pytest.raises(ValueError, match="N_id 129 > D 128"):

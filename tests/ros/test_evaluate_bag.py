@@ -36,7 +36,7 @@ import ausm
 from ausm import inference
 from ausm.bag_masks import TruthReader, find_truth
 from ausm.class_names import CLASS_NAMES
-from ausm.errors import AusmError, InputError, SizeError
+from ausm.errors import AusmError, InputError, NotFiniteError, SizeError
 from ausm.tracks import StepOutput
 from ausm_ros import evaluate_bag
 from ausm_ros.bag_figures import live_rows
@@ -45,7 +45,7 @@ from ausm_ros.bag_live import score_live
 from ausm_ros.demo_report import Recording
 from ausm_ros.instance_bag import Received, read_instances
 from ausm_ros.messages import to_ns, to_rle, to_time
-from ausm_ros.session import NotFiniteError, Session
+from ausm_ros.session import Session
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import ausm
+from ausm.errors import NotFiniteError
 from ausm.together import step_together
 from ausm_ros.counts import CameraCounts
 from ausm_ros.mailbox import Pending
 from ausm_ros.prompts import Code, ObjectPrompt
-from ausm_ros.session import NotFiniteError, Session
+from ausm_ros.session import Session
 from ausm_ros.worker import CameraTask, Report, step_batch
 
 SIZE = (48, 64)
