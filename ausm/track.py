@@ -262,13 +262,14 @@ def run(args: argparse.Namespace) -> int:
         discover=discover,
         score_threshold=args.score_threshold,
         prompt_threshold=args.prompt_threshold,
-        head=args.class_head,
+        head=args.class_head or None,
         short_side=args.short_side,
     )
     model = ausm.load(args.checkpoint, device=args.device)
+    stream = ausm.Stream(model, discover=discover, seed=args.seed, config=config)
     if earlier := len(list((args.out / "masks").glob("*.png"))):
         print(f"ausm: replaces the {earlier} masks of an earlier run in {args.out}", file=sys.stderr)
-    result = track(ausm.Stream(model, discover=discover, seed=args.seed, config=config), source, args.out, prompt)
+    result = track(stream, source, args.out, prompt)
     rate = result.frames / max(1e-9, result.seconds)
     print(
         f"{result.frames} frames in {result.seconds:.1f} s ({rate:.1f}/s): {result.prompted} prompted and "

@@ -31,7 +31,7 @@ def make_plan(bag: Path, topic: str | None, frames: int, size: tuple[int, int], 
     """The whole recording once, at its own rate, to a node with the settings of the evaluation."""
     values = {s.name: getattr(settings, s.field) for s in SPECS if s.name not in ("cameras", "autostart")}
     values |= {"warmup_size": list(size)}
-    parameters = tuple(f"{name}:={json.dumps(value)}" for name, value in values.items() if value != "")
+    parameters = tuple(f"{name}:={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
     return Plan(bag, topic, 0, frames, 1e9, None, 0, 1.0, parameters)
 
 

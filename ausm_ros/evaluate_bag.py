@@ -37,7 +37,16 @@ from ausm_ros.bag_page import write_page
 from ausm_ros.bag_scores import BagScorer
 from ausm_ros.instance_bag import InstanceBagWriter
 from ausm_ros.messages import label_value, to_instance_array, to_time
-from ausm_ros.parameters import SPECS, BadParameter, Settings, make_settings
+from ausm_ros.parameters import (
+    SPECS,
+    BadParameter,
+    Settings,
+    camera_specs,
+    check_value,
+    make_camera_settings,
+    make_settings,
+    unknown,
+)
 from ausm_ros.params_file import read_params_file
 from ausm_ros.prompts import Code, ObjectPrompt
 from ausm_ros.runtime import load_model, stream_maker
@@ -46,7 +55,10 @@ from ausm_ros.worker import Report
 
 CAMERA = "camera"
 TOPIC = f"/perception/{CAMERA}/instances"  # as the node would publish them
-NOT_OURS = ("qos_overrides.", "use_sim_time")  # parameters that rclpy itself declares
+# settings that decide the masks, beside those of the model
+DECISIVE = (
+    "discovery", "score_threshold", "prompt_threshold", "capacity", "birth_hits", "max_missed", "dedupe_iou", "seed",
+)  # fmt: skip
 MIN_PROMPT = 16  # pixels: a sliver at the image's edge shows no object
 
 
@@ -143,28 +155,40 @@ def evaluate(evaluation: Evaluation, out: Path) -> tuple[Run, BagScorer | None]:
     return run, scorer
 
 
-def make_node_settings(options: argparse.Namespace) -> Settings:
-    """The node's own defaults but for what the parameter file, or else the command line, says.
+def make_node_settings(options: argparse.Namespace) -> tuple[Settings, list[str]]:
+    """The node's own defaults but for what the parameter file, or else the command line, says; notes on the file.
 
-    What concerns messages and topics has no effect here. Raises AusmError for values out of range.
+    What concerns messages and topics has no effect here. Raises AusmError for what the node would refuse.
     """
-    values = {spec.name: spec.default for spec in SPECS}
-    if options.params_file:
-        given = read_params_file(options.params_file)
-        cameras = given.get("cameras", values["cameras"])
-        theirs = (*NOT_OURS, *(f"{camera}." for camera in (cameras if isinstance(cameras, list) else ())))
-        if unknown := [name for name in given if name not in values and not name.startswith(theirs)]:
-            raise AusmError(f"{options.params_file}: parameters that the node does not have: {', '.join(unknown)}")
-        values |= {name: value for name, value in given.items() if name in values}
-    chosen = {name: getattr(options, name) for name in ("checkpoint", "device", "precision", "seed", "threads")}
-    chosen |= {"input_short_side": options.short_side, "discovery": options.discover, "class_head": options.class_head}
-    values |= {name: value for name, value in chosen.items() if value is not None}
-    if options.prompt_truth and options.discover is None:
-        values["discovery"] = False
+    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    notes: list[str] = []
     try:
-        return make_settings(values)
+        if options.params_file:
+            notes = _take_over(read_params_file(options.params_file), values)
+        names = ("checkpoint", "device", "precision", "seed", "threads", "class_head")
+        chosen = {name: getattr(options, name) for name in names}
+        chosen |= {"input_short_side": options.short_side, "discovery": options.discover}
+        values |= {name: value for name, value in chosen.items() if value is not None}
+        if options.prompt_truth and options.discover is None:
+            values["discovery"] = False
+        settings = make_settings(values)
     except BadParameter as error:
         raise AusmError(str(error)) from error
+    if not settings.discovery and not options.prompt_truth:
+        off = "--no-discover" if options.discover is False else f"{options.params_file}: discovery: false"
+        raise AusmError(f"{off} without --prompt-truth: there is nothing to follow")
+    return settings, notes
+
+
+def _take_over(given: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """Puts those of a file into `values`; returns a note for each name that no parameter has. Raises BadParameter."""
+    known = set(values)
+    for camera in check_value(SPECS[0], given.get("cameras", values["cameras"])):
+        theirs = {spec.name: given.get(spec.name, spec.default) for spec in camera_specs(camera)}
+        make_camera_settings(camera, theirs)
+        known |= set(theirs)
+    values |= {name: value for name, value in given.items() if name in values}
+    return unknown(given, known)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -172,7 +196,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("evaluate_bag", description=__doc__, formatter_class=form)
     parser.add_argument("bag", metavar="BAG", type=Path, help="rosbag2: its folder, an .mcap or a .db3 file")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--params-file", metavar="FILE", type=Path, help="a node's parameters; options here win")
+    words = "a node's parameters; options here win, and the precision is always that of --precision"
+    parser.add_argument("--params-file", metavar="FILE", type=Path, help=words)
     parser.add_argument("--checkpoint", metavar="NAME_OR_PATH", help="model (nano)")
     parser.add_argument("--topic", help="image topic of a bag that holds several")
     parser.add_argument("--truth-topic", help="label map or InstanceArray (the topic with 'truth' in its name)")
@@ -182,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--discover",
         action=argparse.BooleanOptionalAction,
-        help="find objects that nobody prompted (default: only without --prompt-truth)",
+        help="find objects that nobody prompted (default: as the parameter file says, not with --prompt-truth)",
     )
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     parser.add_argument("--class-head", metavar="NAME", help="class head that names objects (none)")
@@ -209,21 +234,21 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
         raise AusmError(f"--max-frames {options.max_frames}: at least 1")
     if options.live and options.prompt_truth:
         raise AusmError("--live plays without prompts: it does not go with --prompt-truth")
-    settings = make_node_settings(options)
+    settings, notes = make_node_settings(options)
+    for note in notes:
+        print(f"evaluate_bag: {options.params_file}: {note}", file=sys.stderr)
     source = open_frames(options.bag, options.topic)
     if source.kind != "rosbag2":
         raise InputError(f"{options.bag}: is a {source.kind}, not a rosbag2; `ausm track` takes it")
     topic = find_truth(options.bag, options.truth_topic)
     if options.prompt_truth and topic is None:
         raise InputError(f"{options.bag}: --prompt-truth needs true masks, and no topic has 'truth' in its name")
-    if not settings.discovery and not options.prompt_truth:
-        raise AusmError("--no-discover without --prompt-truth: there is nothing to follow")
     truth = TruthReader(options.bag, topic) if topic else None
-    prepare(options.out, options.bag)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model, model_values = load_model(settings)
     session = Session(stream_maker(model, settings))
+    prepare(options.out, options.bag)  # not before the model is known to be usable: an earlier report would be lost
     model_values["precision"] = session.stream.precision  # what auto has chosen
     settings = replace(settings, precision=session.stream.precision)  # the live node is not to choose again
     for _ in range(settings.warmup_frames):  # as the node does, so that the first frame is no slower than the others
@@ -235,10 +260,9 @@ def run_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     except BaseException:
         shutil.rmtree(options.out / BAG, ignore_errors=True)  # half a result would be taken for a whole one
         raise
-    chosen = {
-        "discovery": settings.discovery,
+    run.notes.extend(notes)
+    chosen = {name: getattr(settings, name) for name in DECISIVE} | {
         "prompt_truth": options.prompt_truth,
-        "seed": settings.seed,
         "short_side": settings.input_short_side or None,
         "max_frames": options.max_frames,
         "class_head": settings.class_head or None,

@@ -3,8 +3,9 @@
 No ROS import: the nodes declare the tables and hand the values here, so refusals are tested without a node.
 """
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -221,6 +222,8 @@ CAMERA_SPECS = (
     ),
 )
 
+THEIRS = ("use_sim_time", "start_type_description_service")  # which rclpy declares for every node
+
 THEIR_CAMERAS = SPECS[0]._replace(description="Names of the cameras, as perception_node has them.")
 OVERLAY_SPECS = (
     THEIR_CAMERAS,
@@ -346,6 +349,17 @@ def check_depths(values: Mapping[str, Any]) -> None:
     """Of `PROJECT_SPECS`; raises `BadParameter` where no depth is left."""
     if values["nearest"] >= values["farthest"]:
         raise BadParameter(f"nearest {values['nearest']:g} m is not below farthest {values['farthest']:g} m")
+
+
+def unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """One sentence for each name that was given and that no parameter has: a node goes on without them."""
+    known = [*known, *THEIRS]
+    lines = []
+    for name in names:
+        if name not in known and not name.startswith("qos_overrides."):
+            near = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"parameter {name} is not known" + (f"; is {near[0]} meant?" if near else ""))
+    return lines
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:

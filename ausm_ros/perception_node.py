@@ -3,7 +3,6 @@
 Run: `python -m ausm_ros.perception_node --ros-args -p checkpoint:=nano -r camera/image:=/camera/image_raw`
 """
 
-import difflib
 import os
 import sys
 import threading
@@ -35,6 +34,7 @@ from ausm_ros.parameters import (
     check_change,
     make_camera_settings,
     make_settings,
+    unknown,
 )
 from ausm_ros.run_node import make_node, until_shutdown
 from ausm_ros.runtime import Runtime
@@ -95,11 +95,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def _warn_of_unknown_parameters(self) -> None:
         """rclpy says nothing of a value that was given for a parameter which nobody declares, as one misspelt."""
-        for name in self._parameter_overrides:
-            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
-                near = difflib.get_close_matches(name, self._specs, n=1)
-                words = f"; is {near[0]} meant?" if near else ""
-                self.get_logger().warning(f"parameter {name} is not known{words}")
+        for words in unknown(self._parameter_overrides, self._specs):
+            self.get_logger().warning(words)
 
     def _values(self) -> dict[str, Any]:
         return {name: plain(self.get_parameter(name).value) for name in self._specs}

@@ -5,17 +5,16 @@ The node in a process of its own that starts again when it dies, and on request 
 default here; the overlay and the remappings follow them.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
+from ausm_ros.params_file import given_to, load_tree
 from launch import LaunchContext, LaunchDescription
 
 ON_OFF = ["true", "false"]
@@ -48,28 +47,6 @@ def typed(value: str) -> Any:
     return value == "true" if value in ON_OFF else value
 
 
-def given_to(node: str, tree: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """The values that a parameter file, read as YAML, has for a node (its full name), nested names joined by dots."""
-    values: dict[str, Any] = {}
-    for key, entry in tree.items():
-        name = f"{at}/{str(key).strip('/')}"
-        steps = [{"*": "/[^/]+", "**": "(/[^/]+)*"}.get(step, "/" + re.escape(step)) for step in name.split("/")[1:]]
-        if not isinstance(entry, dict):
-            continue
-        if "ros__parameters" not in entry:
-            values |= given_to(node, entry, name)
-        elif re.fullmatch("".join(steps), node):
-            values |= flat(entry["ros__parameters"] or {})
-    return values
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return values
-
-
 def listed(value: Any) -> list[str]:
     return list(value) if isinstance(value, list) else [name.strip() for name in value.split(",")]
 
@@ -80,7 +57,7 @@ def make_nodes(context: LaunchContext) -> list[Any]:
     namespace = prefix_namespace(context.launch_configurations.get("ros_namespace"), values["namespace"])
     full_name = prefix_namespace(make_namespace_absolute(namespace), "perception")
     files = [values["params_file"]] if values["params_file"] else []
-    in_file = given_to(full_name, yaml.safe_load(Path(files[0]).read_text()) or {}) if files else {}
+    in_file = given_to(full_name, load_tree(Path(files[0]))) if files else {}
     default = {name: values[name] == ARGUMENTS[name][0] for name in ARGUMENTS}
 
     def holds(argument: str, name: str) -> Any:

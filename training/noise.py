@@ -34,9 +34,10 @@ class HistoryNoise:
     false_id: float = 0.0  # per clip of an exhaustive source: one more id, on background (training.false_tracks)
 
     def __post_init__(self) -> None:
-        spans = ("blackout_frames", "early_frames", "late_frames")
-        check_chances(self, [field.name for field in fields(self) if field.name not in spans])
-        if wrong := {name: span for name in spans if not 0 <= (span := getattr(self, name))[0] <= span[1]}:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        spans = {name: value for name, value in values.items() if isinstance(value, tuple)}
+        check_chances(self, [name for name in values if name not in spans])
+        if wrong := {name: span for name, span in spans.items() if not 0 <= span[0] <= span[1]}:
             raise ClipDataError(f"no spans of frames: {wrong}")
 
 

@@ -66,7 +66,7 @@ class Trainer:
         self.device = model.X_0.device
         self.model = model
         check_classes(sources, dict(model.config.heads))
-        _check_ids(stage, model.config.N_id)
+        _check_ids(stage, any(source.reader.exhaustive for source in sources), model.config.N_id)
         if run.fsdp and stage.self_fed_stream:
             raise InputError(
                 "self_fed_stream steps through a clip, which sharded weights cannot: leave out --fsdp, or "
@@ -106,7 +106,8 @@ class Trainer:
         """What the run's random numbers hang on, and so its data, beside the stage."""
         r = self.run_config
         sources = [[x.reader.name, len(x.reader), x.weight] for x in self.sources]
-        settings = [[x.alone, *x.own().values()] for x in self.sources]
+        own = [{name: value for name, value in x.own().items() if value is not None} for x in self.sources]
+        settings = [{"alone": x.alone} | values for x, values in zip(self.sources, own, strict=True)]
         draws = {"seed": r.seed, "parts": self.world * r.parts, "sources": sources, "settings": settings}
         plain: dict[str, Any] = json.loads(json.dumps(draws))  # as it is read again: tuples are lists
         return plain
@@ -313,10 +314,12 @@ class Trainer:
         return {**base, "recipe": [*base.get("recipe", []), own]}
 
 
-def _check_ids(stage: Stage, N_id: int) -> None:
-    most = max(stage.max_instances, stage.clips.max_exhaustive) + bool(stage.noise and stage.noise.false_id)
-    if most > N_id:
+def _check_ids(stage: Stage, exhaustive: bool, N_id: int) -> None:
+    most, what = stage.max_instances, "max_instances"
+    if exhaustive:  # the other settings hold for these sources only
+        most = max(most, stage.clips.max_exhaustive) + bool(stage.noise and stage.noise.false_id)
         what = "max_instances, clips.max_exhaustive and a false id"
+    if most > N_id:
         raise InputError(f"a clip may have {most} ids ({what}), the model has N_id={N_id}")
 
 

@@ -71,6 +71,11 @@ def test_settings_of_the_stream(folder: Path, tmp_path: Path, fake_model) -> Non
 def test_class_names_of_the_released_weights(folder: Path, tmp_path: Path, capsys) -> None:
     assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), "--class-head", "zoo"]) == 2
     assert "no class head 'zoo'; this model has ['coco', 'sim']" in capsys.readouterr().err
+    again = ["track", str(folder), "--out", str(tmp_path / "n"), "--class-head"]
+    assert cli.main([*again, ""]) == 0  # none, as of the node
+    capsys.readouterr()
+    assert cli.main([*again, "zoo"]) == 2
+    assert "replaces" not in capsys.readouterr().err
     write_palette_png(tmp_path / "m.png", (squares({200: 4})[..., 0] > 0).astype(np.uint8))
     prompt = ["--prompt", str(tmp_path / "m.png"), "--class-head", "sim", "--device", "cpu"]
     assert cli.main(["track", str(folder), "--out", str(tmp_path / "p"), *prompt]) == 0

@@ -13,7 +13,6 @@ from rosbags.typesys import Stores, get_typestore
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
-import rclpy
 from ausm_ros.msg import Instance, InstanceArray
 from bag_to_judge import (
     IMAGES,
@@ -26,6 +25,7 @@ from bag_to_judge import (
     instance_array,
     jpeg,
     label_map,
+    one_model,
     raw,
     run,
     square,
@@ -35,7 +35,6 @@ from bag_to_judge import (
 import ausm
 from ausm import inference
 from ausm.bag_masks import TruthReader, find_truth
-from ausm.class_names import CLASS_NAMES
 from ausm.errors import AusmError, InputError, NotFiniteError, SizeError
 from ausm.tracks import StepOutput
 from ausm_ros import evaluate_bag
@@ -47,17 +46,8 @@ from ausm_ros.instance_bag import Received, read_instances
 from ausm_ros.messages import to_ns, to_rle, to_time
 from ausm_ros.session import Session
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_model():
-    """Random weights are the same for every call; building them takes most of the time."""
-    torch.manual_seed(9)  # with some other weights nothing is found in these images, or nothing kept
-    model = ausm.load("nano", device="cpu", weights=False)
-    patch = pytest.MonkeyPatch()
-    values = {"checkpoint": "random:nano", "sha256": "none: random weights", "device": "cpu", "precision": "auto"}
-    patch.setattr(evaluate_bag, "load_model", lambda settings: (model, dict(values)))
-    yield
-    patch.undo()
+__all__ = ["one_model"]  # a fixture: found by its name in this module
+pytestmark = pytest.mark.usefixtures("one_model")
 
 
 class Page(HTMLParser):
@@ -159,77 +149,6 @@ def test_precision_is_what_was_asked_for_and_is_told(
     assert [[p for p in plan.parameters if p.startswith("precision:=")] for plan in plans] == [
         ['precision:="fp32"'], ['precision:="fp32"'], ['precision:="bf16"'], [f'precision:="{chosen}"'],
     ]  # fmt: skip
-
-
-NODES = """
-/**:
-  ros__parameters: {seed: 3, max_missed: 9}
-/robot/perception:
-  ros__parameters:
-    seed: 4
-    class_head: coco
-    prompt: {threshold: 0.25}
-    camera: {transport: raw}
-    use_sim_time: true
-overlay:
-  ros__parameters: {max_rate: 1.0}
-"""
-
-
-def test_the_parameters_of_a_node_are_taken_from_its_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of the stream decide here, the live node gets them all; an option on the command line wins."""
-    (tmp_path / "node.yaml").write_text(NODES)
-    plans, made = [], []
-    monkeypatch.setattr(evaluate_bag, "run_live", lambda plan, *_: plans.append(plan) or {})
-    maker = evaluate_bag.stream_maker
-    monkeypatch.setattr(evaluate_bag, "stream_maker", lambda m, settings: made.append(settings) or maker(m, settings))
-    bag = write_bag(tmp_path / "bag", frames=3)
-    given = ["--params-file", tmp_path / "node.yaml", "--live"]
-    code, _, _ = run(capsys, bag, "--out", tmp_path / "out", *given)
-    assert code == 0
-    s = made[0]
-    assert (s.seed, s.max_missed, s.prompt_threshold, s.class_head, s.max_rate) == (4, 9, 0.25, "coco", 0.0)
-    parameters = plans[0].parameters
-    assert {"seed:=4", "max_missed:=9", "prompt.threshold:=0.25", 'class_head:="coco"'} <= set(parameters)
-    assert not any(p.startswith(("cameras:", "autostart:")) for p in parameters)
-    context = rclpy.Context()
-    given_to_node = ["--ros-args", *(word for p in parameters for word in ("-p", p))]
-    rclpy.init(args=given_to_node, context=context, domain_id=99)
-    try:  # they are read as what they are
-        node = rclpy.create_node("reader", context=context, automatically_declare_parameters_from_overrides=True)
-        values = {p: node.get_parameter(p).value for p in ("seed", "prompt.threshold", "class_head", "discovery")}
-        node.destroy_node()
-    finally:
-        rclpy.shutdown(context=context)
-    assert values == {"seed": 4, "prompt.threshold": 0.25, "class_head": "coco", "discovery": True}
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["settings"]["params_file"] == str(tmp_path / "node.yaml")
-    named = [i for r in read_instances(tmp_path / "out" / "instances") for i in r.message.instances if i.class_id >= 0]
-    assert named and all(i.class_name in CLASS_NAMES["coco"] for i in named)
-    code, _, _ = run(capsys, bag, "--out", tmp_path / "out", *given, "--seed", "5", "--class-head", "sim")
-    assert code == 0 and (made[1].seed, made[1].class_head, made[1].max_missed) == (5, "sim", 9)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("scor_threshold: 0.5", "parameters that the node does not have: scor_threshold"),
-        ("rear.transport: raw", "parameters that the node does not have: rear.transport"),
-        ("seed: many", "seed: int is needed, not 'many'"),
-        ("cameras: 5", "cameras: a list of str is needed, not 5"),
-        ("class_head: zoo", "no class head 'zoo'; this model has ['coco', 'sim']"),
-    ],
-)
-def test_parameters_that_a_node_would_not_take(
-    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "node.yaml").write_text(f"perception: {{ros__parameters: {{{text}}}}}")
-    code, _, err = run(
-        capsys, write_bag(tmp_path / "bag"), "--out", tmp_path / "out", "--params-file", tmp_path / "node.yaml"
-    )
-    assert code == 2 and words in err.splitlines()[-1] and "Traceback" not in err
 
 
 def test_a_model_whose_output_is_not_finite_is_told_in_one_line(

@@ -8,6 +8,7 @@ import pytest
 import rclpy
 import rclpy.utilities
 from harness import DOMAIN
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
 
 from ausm_ros import camera as camera_module
@@ -17,6 +18,7 @@ from ausm_ros.overlay_node import OverlayNode
 from ausm_ros.parameters import CameraSettings
 from ausm_ros.perception_node import PerceptionNode
 from ausm_ros.project3d_node import Project3dNode
+from ausm_ros.run_node import until_shutdown
 from ausm_ros.start import init_ros
 
 
@@ -24,6 +26,18 @@ from ausm_ros.start import init_ros
 def own_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """`rclpy.init` as in a new process: tests of other files may have left the default context in use."""
     monkeypatch.setattr(rclpy.utilities, "g_default_context", None)
+
+
+@pytest.mark.parametrize("error", [rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle])
+def test_an_error_of_ros_ends_quietly_only_after_its_shutdown(error: type[Exception], monkeypatch) -> None:
+    monkeypatch.setattr(rclpy, "ok", lambda: True)
+    with pytest.raises(error), until_shutdown():
+        raise error("the handle is gone")
+    monkeypatch.setattr(rclpy, "ok", lambda: False)
+    with until_shutdown():
+        raise error("the handle is gone")
+    with pytest.raises(RuntimeError, match="another"), until_shutdown():
+        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize("name", ["perception_node", "overlay_node", "project3d_node"])

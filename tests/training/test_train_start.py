@@ -18,6 +18,7 @@ from ausm.errors import InputError
 from ausm.model import AUSM
 from training import train
 from training.noise import HistoryNoise
+from training.trainer import _check_ids
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -69,7 +70,7 @@ def test_without_git_a_manifest_names_no_revision(
     assert "will name no revision" in caplog.text
 
 
-def test_what_the_files_system_refuses_is_one_line() -> None:
+def test_what_the_file_system_refuses_is_one_line() -> None:
     call = [sys.executable, "-m", "training.train", "--stage", "1", "--data", "none.toml", "--out", "/proc/none"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("train: error: ")
@@ -82,6 +83,11 @@ def test_more_ids_than_the_model_has_are_refused_before_the_run(tmp_path: Path) 
     trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32))
     with pytest.raises(InputError, match=words):
         trainer(tmp_path, dataclasses.replace(STAGE, max_instances=32, noise=noise))
+    few = dataclasses.replace(STAGE, max_instances=33)
+    with pytest.raises(InputError, match=r"33 ids \(max_instances\), the model has N_id=32"):
+        _check_ids(few, False, 32)
+    clips = dataclasses.replace(STAGE.clips, max_exhaustive=60)
+    _check_ids(dataclasses.replace(STAGE, max_instances=32, clips=clips, noise=noise), False, 32)
 
 
 def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
