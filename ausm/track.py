@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from ausm.io import MISCOUNT, Frame, FrameSource, open_frames
 from ausm.masks import MAX_PALETTE, box_of, label_map, read_prompt_png, write_palette_png
 from ausm.pixel_decoder import Predictions
 from ausm.tracks import Source, StepOutput, Track, TrackState
-from ausm.visualize import Drawn, VideoWriter, draw_tracks
+from ausm.visualize import VideoWriter, draw_tracks
 
 EPILOG = """\
 Outputs: DIR/masks/NAME.png (palette PNG, index = track id, 0 = background; NAME is the file name of a folder's image,
@@ -30,6 +31,12 @@ discovered ones, then the higher score. A prompt PNG with values 1..n starts n o
 (0 and 255) starts id 1. Discovered objects get the lowest ids that the prompt does not use, in the order in which they
 appear, also when the prompt is drawn on a later frame. On the prompt frame the masks are the prompt. A PNG holds ids up
 to 255: further tracks are in the overlay and in tracks.json only, and counted in the last line.
+
+tracks.json: "input", "kind", "rate", "height", "width"; "frames", each with "index", "name", "stamp_ns" and "tracks"
+(id, score, box as x, y, width, height, and area in pixels); "tracks", each with "id", "name", "source" (prompt or
+discovered), "first_frame", "last_frame", "frames_seen" and, with --class-head, "class_id", "class_name", "class_score":
+the likeliest class by the mean of its probabilities over the frames so far, and that mean, which is often low (without:
+-1, "", 0). The score of an object is that it is one, whatever its class.
 """
 
 
@@ -137,7 +144,8 @@ class _TrackTable:
             first = {"id": track_id, "name": track.name, "source": Source(track.source).name.lower()}
             entry = self._tracks.setdefault(track_id, first | {"first_frame": frame.index, "frames_seen": 0})
             entry["frames_seen"] += 1
-            entry |= {"class_id": int(track.class_id), "class_name": track.class_name, "last_frame": frame.index}
+            entry |= {"class_id": int(track.class_id), "class_name": track.class_name}
+            entry |= {"class_score": round(float(track.class_score), 4), "last_frame": frame.index}
         line = {"index": frame.index, "name": frame.name, "stamp_ns": frame.stamp_ns, "tracks": rows}
         self._file.write((",\n" if self._frames else "\n") + json.dumps(line))
         self._frames += 1
@@ -197,15 +205,21 @@ def _prepare(out: Path, source: FrameSource) -> Path:
     return masks
 
 
-def track(stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | None = None) -> Summary:
-    """Runs a fresh stream over all frames and writes `out`; raises AusmError unless every frame was written."""
+def track(
+    stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | None = None, max_frames: int | None = None
+) -> Summary:
+    """Runs a fresh stream over all frames, or the first `max_frames`, and writes `out`.
+
+    Raises AusmError unless every frame was written.
+    """
     masks_dir, (overlay_path, table_path) = _prepare(out, source), _files(out)
     ids = _Ids(prompt.ids if prompt else [])
     start, frames, size = time.monotonic(), 0, (source.height, source.width)
     head = {"input": str(source.path), "kind": source.kind, "rate": source.rate, "height": size[0], "width": size[1]}
     with _open_table(table_path, head) as table:
         with VideoWriter(overlay_path, source.rate or 24.0) as video:
-            for frame in tqdm(source, total=source.count, unit="frame", file=sys.stderr):
+            total = min(source.count or max_frames, max_frames) if max_frames else source.count
+            for frame in tqdm(islice(source, max_frames), total=total, unit="frame", file=sys.stderr):
                 given = prompt if prompt and prompt.frame == frame.index else None
                 if given and frame.index == 0:  # before the first step: the prompt is part of the history it starts on
                     ids.bind(list(stream.prompt(given.masks)), given.ids)
@@ -216,7 +230,7 @@ def track(stream: StreamLike, source: FrameSource, out: Path, prompt: Prompt | N
                     output = stream.current or output
                 visible = _visible(output, ids)
                 write_palette_png(masks_dir / f"{frame.name}.png", _labels(visible, size, given))
-                drawn = [Drawn(i, t.mask, t.name or t.class_name, t.score, t.source) for i, t in visible]
+                drawn = [t._replace(track_id=i) for i, t in visible]
                 video.write(draw_tracks(frame.image, drawn))
                 table.add(frame, visible)
                 frames += 1
@@ -241,6 +255,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="find objects that nobody prompted (default: only without --prompt)",
     )
+    parser.add_argument("--max-frames", metavar="N", type=int, help="stop after so many frames")
     parser.add_argument("--topic", help="image topic of a bag that holds several")
     words = "least objectness of a discovery (0.5); its score is this times the certainty of the mask and may be lower"
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help=words)
@@ -253,6 +268,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tracks and prints a line for people and one JSON object."""
     source = open_frames(args.input, args.topic)
+    if args.max_frames is not None and args.max_frames <= (args.prompt_frame if args.prompt else 0):
+        raise AusmError(f"--max-frames {args.max_frames}: at least 1, and beyond --prompt-frame {args.prompt_frame}")
     prompt = read_prompt(args.prompt, args.prompt_frame, source) if args.prompt else None
     discover = prompt is None if args.discover is None else args.discover
     if prompt is None and not discover:
@@ -269,7 +286,7 @@ def run(args: argparse.Namespace) -> int:
     stream = ausm.Stream(model, discover=discover, seed=args.seed, config=config)
     if earlier := len(list((args.out / "masks").glob("*.png"))):
         print(f"ausm: replaces the {earlier} masks of an earlier run in {args.out}", file=sys.stderr)
-    result = track(stream, source, args.out, prompt)
+    result = track(stream, source, args.out, prompt, args.max_frames)
     rate = result.frames / max(1e-9, result.seconds)
     print(
         f"{result.frames} frames in {result.seconds:.1f} s ({rate:.1f}/s): {result.prompted} prompted and "

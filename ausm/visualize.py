@@ -28,9 +28,14 @@ class Drawn(NamedTuple):
 
     track_id: int
     mask: np.ndarray  # (H, W) bool
-    name: str  # "" for none
-    score: float  # 0..1
+    name: str  # "" for none; of a class with its probability: `name_of`
+    score: float  # 0..1, of the object, whatever its class
     source: int  # a value of `Source`
+
+
+def name_of(name: str, class_name: str, class_score: float) -> str:
+    """What an object is called in pictures: its own name, else "person (0.15)", as a class may be hardly likely."""
+    return name or (f"{class_name} ({class_score:.2f})" if class_name else "")
 
 
 def colour_of(track_id: int) -> tuple[int, int, int]:
@@ -51,7 +56,8 @@ def _check_image(image: np.ndarray) -> np.ndarray:
 
 def _as_drawn(track: Track | Drawn) -> Drawn:
     if isinstance(track, Track):
-        return Drawn(track.track_id, track.mask, track.name or track.class_name, track.score, track.source)
+        name = name_of(track.name, track.class_name, track.class_score)
+        return Drawn(track.track_id, track.mask, name, track.score, track.source)
     return track
 
 

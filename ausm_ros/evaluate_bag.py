@@ -164,7 +164,11 @@ def make_node_settings(options: argparse.Namespace) -> tuple[Settings, list[str]
     notes: list[str] = []
     try:
         if options.params_file:
-            notes = _take_over(read_params_file(options.params_file), values)
+            given = read_params_file(options.params_file)
+            try:
+                notes = _take_over(given, values)
+            except BadParameter as error:
+                raise BadParameter(f"{options.params_file}: {error}") from error
         names = ("checkpoint", "device", "precision", "seed", "threads", "class_head")
         chosen = {name: getattr(options, name) for name in names}
         chosen |= {"input_short_side": options.short_side, "discovery": options.discover}
@@ -188,6 +192,7 @@ def _take_over(given: dict[str, Any], values: dict[str, Any]) -> list[str]:
         make_camera_settings(camera, theirs)
         known |= set(theirs)
     values |= {name: value for name, value in given.items() if name in values}
+    make_settings(values)
     return unknown(given, known)
 
 
@@ -210,7 +215,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="find objects that nobody prompted (default: as the parameter file says, not with --prompt-truth)",
     )
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
-    parser.add_argument("--class-head", metavar="NAME", help="class head that names objects (none)")
+    parser.add_argument("--class-head", metavar="NAME", help="class head that names objects; nano: coco, sim (none)")
     parser.add_argument("--seed", type=int, help="of the choice of ID vectors (0)")
     parser.add_argument("--max-frames", metavar="N", type=int, help="stop after so many frames")
     parser.add_argument(

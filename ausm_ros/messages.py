@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from ausm.image_encodings import decode_compressed, decode_image
 from ausm.masks import Box, decode_rle, encode_rle, label_map
 from ausm.tracks import Track, TrackState
-from ausm.visualize import Drawn
+from ausm.visualize import Drawn, name_of
 from ausm_ros.msg import Instance, InstanceArray, PromptResult, Rle
 from ausm_ros.prompts import Outcome
 
@@ -158,7 +158,13 @@ def to_result(outcome: Outcome) -> PromptResult:
 def to_drawn(instances: Sequence[Instance], height: int, width: int) -> list[Drawn]:
     """What can be drawn of received instances. Raises AusmError for masks that do not fit the image."""
     return [
-        Drawn(i.track_id, to_mask(i.mask, height, width), i.name or i.class_name, i.score, i.source)
+        Drawn(
+            i.track_id,
+            to_mask(i.mask, height, width),
+            name_of(i.name, i.class_name, i.class_score),
+            i.score,
+            i.source,
+        )
         for i in instances
         if len(i.mask.runs)
     ]

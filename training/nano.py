@@ -259,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
     check_out_folder(args.out)
     if args.data.resolve() in [(args.out / name).resolve() for name in (DATA, DATA_HIDDEN)]:
         raise InputError(f"{args.data} is where this command writes a data file of its own: give it another name")
-    parse_data_config(args.data)  # complains before anything is written
+    _check_inputs(args)
     args.out.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -286,6 +286,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_inputs(args: argparse.Namespace) -> None:
+    """Before anything is written or computed: the data file, the roots it names, the folders of photos."""
+    roots = [args.data.parent / source.root for source in parse_data_config(args.data)]
+    if missing := [str(path) for path in (*roots, *args.backgrounds) if not path.exists()]:
+        raise InputError(f"{args.data} and --backgrounds: {', '.join(missing)} do not exist")
+
+
 def _simulated(args: argparse.Namespace) -> dict[str, int | None]:
     """Frames to be simulated by the option's name, None where it was not given."""
     return {"--simulate": args.simulate, "--simulate-hidden": args.simulate_hidden}
@@ -298,6 +305,8 @@ def _train(args: argparse.Namespace, plan: Plan, number: int) -> None:
         return
     if at is not None:
         plan.iterations[number] = at.of
+    else:  # planned once, but its start failed: other options may be given now
+        plan.iterations.pop(number, None)
     recipe = plan_stage(args, plan, number)
     extra = ["--init", str(args.out / f"s{number - 1}" / "ema.safetensors")] if number > 1 else []
     extra += ["--resume"] if (out / "last.pt").is_file() else []

@@ -81,6 +81,7 @@ def test_class_names_of_the_released_weights(folder: Path, tmp_path: Path, capsy
     assert cli.main(["track", str(folder), "--out", str(tmp_path / "p"), *prompt]) == 0
     tracks = json.loads((tmp_path / "p" / "tracks.json").read_text())["tracks"]
     assert [t["class_name"] in CLASS_NAMES["sim"] for t in tracks] == [True]
+    assert 0 < tracks[0]["class_score"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,16 @@ def test_a_value_out_of_its_range_is_told_with_the_range(folder: Path, tmp_path:
     monkeypatch.setattr(ausm, "load", lambda name, device: pytest.fail("loaded before the options were checked"))
     assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), "--score-threshold", "1.5"]) == 2
     assert "score_threshold=1.5, must be 0 to 1" in capsys.readouterr().err
+
+
+def test_only_the_first_frames(folder: Path, tmp_path: Path, fake_model, capsys) -> None:
+    call = ["track", str(folder), "--out", str(tmp_path / "o"), "--max-frames"]
+    assert cli.main([*call, "2"]) == 0 and json.loads(capsys.readouterr().out.splitlines()[-1])["frames"] == 2
+    assert len(list((tmp_path / "o/masks").iterdir())) == 2
+    assert cli.main([*call, "9"]) == 0 and json.loads(capsys.readouterr().out.splitlines()[-1])["frames"] == 3
+    write_palette_png(tmp_path / "m.png", (squares({200: 4})[..., 0] > 0).astype(np.uint8))
+    for words in (["0"], ["1", "--prompt", str(tmp_path / "m.png"), "--prompt-frame", "1"]):
+        assert cli.main([*call, *words]) == 2 and "--max-frames" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_replaced_in_silence(folder: Path, tmp_path: Path, fake_model, capsys) -> None:

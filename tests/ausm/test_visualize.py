@@ -8,7 +8,7 @@ import pytest
 
 from ausm.errors import AusmError, ImageError, SizeError
 from ausm.tracks import Source, Track, TrackState
-from ausm.visualize import Drawn, VideoWriter, colour_of, contact_sheet, draw_caption, draw_tracks
+from ausm.visualize import Drawn, VideoWriter, colour_of, contact_sheet, draw_caption, draw_tracks, name_of
 
 GREY = np.full((96, 128, 3), 100, np.uint8)
 
@@ -51,7 +51,8 @@ def test_tracks_of_a_step_and_lost_ones() -> None:
     empty = np.zeros((96, 128), bool)
     seen = Track(1, square(), 0.9, 3, "cup", 0.8, TrackState.TRACKED, Source.DISCOVERED, "", 0, 0, 1, 0)
     lost = seen._replace(track_id=2, mask=empty, state=TrackState.LOST)
-    assert np.array_equal(draw_tracks(GREY, [seen, lost]), draw_tracks(GREY, [Drawn(1, square(), "cup", 0.9, 0)]))
+    same = Drawn(1, square(), "cup (0.80)", 0.9, 0)
+    assert np.array_equal(draw_tracks(GREY, [seen, lost]), draw_tracks(GREY, [same]))
     assert np.array_equal(draw_tracks(GREY, [lost]), GREY)
 
 
@@ -104,3 +105,9 @@ def test_video_that_cannot_be_written(tmp_path: Path, ffmpeg: bool) -> None:
     ):
         for _ in range(100):
             writer.write(GREY)
+
+
+def test_a_class_is_named_with_its_probability() -> None:
+    assert name_of("cup", "person", 0.15) == "cup"  # its own name says more
+    assert name_of("", "person", 0.154) == "person (0.15)"
+    assert name_of("", "", 0.0) == ""

@@ -104,6 +104,33 @@ def test_minutes_scale_all_stages(tmp_path: Path, calls: list[list[str]], monkey
     assert nano.share_out([nano.recipe_of(args, 1)], [costs[1]], 1.0) == [nano.LEAST]
 
 
+def test_a_stage_that_never_began_is_planned_anew(
+    tmp_path: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(command: list[str]) -> None:
+        calls.append(command)
+        raise AusmError("exit code 2")
+
+    monkeypatch.setattr(nano, "call", failing)
+    monkeypatch.setattr(nano, "measure", lambda args, number: nano.Cost(2.0, 0.0))
+    for minutes in ([], ["--minutes", "60"]):
+        with pytest.raises(AusmError, match="exit code 2"):
+            nano.run(arguments(tmp_path, *minutes))
+    wanted = [word.partition("=")[2] for call in calls for word in call if word.startswith("iterations=")]
+    assert int(wanted[0]) == nano.nano(1).iterations and 500 < int(wanted[1]) < 600  # 3600 s for 3150 of 2 s
+
+
+def test_roots_and_photos_that_are_not_there(tmp_path: Path, calls: list[list[str]]) -> None:
+    args = arguments(tmp_path, "--simulate", "16", "--backgrounds", str(tmp_path / "photos"))
+    with pytest.raises(InputError, match="photos do not exist"):
+        nano.run(args)
+    args = arguments(tmp_path)
+    args.data.write_text('[[source]]\nkind = "davis2016"\nroot = "nowhere"\n')
+    with pytest.raises(InputError, match="nowhere do not exist"):
+        nano.run(args)
+    assert calls == [] and not (tmp_path / "nano").exists()
+
+
 def test_the_time_of_an_iteration_is_measured(tmp_path: Path, calls: list[list[str]]) -> None:
     cost = nano.measure(arguments(tmp_path), 3)
     assert option(calls[0], "--stop-at") == str(nano.PROBE[2]) and option(calls[0], "--stage") == "3"
