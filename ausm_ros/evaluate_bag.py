@@ -42,7 +42,6 @@ from ausm_ros.parameters import (
     BadParameter,
     Settings,
     camera_specs,
-    check_value,
     make_camera_settings,
     make_settings,
     unknown,
@@ -164,11 +163,7 @@ def make_node_settings(options: argparse.Namespace) -> tuple[Settings, list[str]
     notes: list[str] = []
     try:
         if options.params_file:
-            given = read_params_file(options.params_file)
-            try:
-                notes = _take_over(given, values)
-            except BadParameter as error:
-                raise BadParameter(f"{options.params_file}: {error}") from error
+            notes = _take_over(options.params_file, values)
         names = ("checkpoint", "device", "precision", "seed", "threads", "class_head")
         chosen = {name: getattr(options, name) for name in names}
         chosen |= {"input_short_side": options.short_side, "discovery": options.discover}
@@ -184,15 +179,17 @@ def make_node_settings(options: argparse.Namespace) -> tuple[Settings, list[str]
     return settings, notes
 
 
-def _take_over(given: dict[str, Any], values: dict[str, Any]) -> list[str]:
+def _take_over(path: Path, values: dict[str, Any]) -> list[str]:
     """Puts those of a file into `values`; returns a note for each name that no parameter has. Raises BadParameter."""
-    known = set(values)
-    for camera in check_value(SPECS[0], given.get("cameras", values["cameras"])):
-        theirs = {spec.name: given.get(spec.name, spec.default) for spec in camera_specs(camera)}
-        make_camera_settings(camera, theirs)
-        known |= set(theirs)
+    given, known = read_params_file(path), set(values)
     values |= {name: value for name, value in given.items() if name in values}
-    make_settings(values)
+    try:
+        for camera in make_settings(values).cameras:
+            theirs = {spec.name: given.get(spec.name, spec.default) for spec in camera_specs(camera)}
+            make_camera_settings(camera, theirs)
+            known |= set(theirs)
+    except BadParameter as error:
+        raise BadParameter(f"{path}: {error}") from error
     return unknown(given, known)
 
 

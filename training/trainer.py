@@ -106,8 +106,8 @@ class Trainer:
         """What the run's random numbers hang on, and so its data, beside the stage."""
         r = self.run_config
         sources = [[x.reader.name, len(x.reader), x.weight] for x in self.sources]
-        own = [{name: value for name, value in x.own().items() if value is not None} for x in self.sources]
-        settings = [{"alone": x.alone} | values for x, values in zip(self.sources, own, strict=True)]
+        own = ({"alone": x.alone} | x.own() for x in self.sources)
+        settings = [{name: value for name, value in values.items() if value is not None} for values in own]
         draws = {"seed": r.seed, "parts": self.world * r.parts, "sources": sources, "settings": settings}
         plain: dict[str, Any] = json.loads(json.dumps(draws))  # as it is read again: tuples are lists
         return plain
