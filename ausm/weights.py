@@ -17,6 +17,7 @@ from ausm.model import AUSM
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"  # released ones, package data
 FORMAT = "ausm-1"
+DIGEST = "tensors_sha256"  # of the metadata; files from before it lack it and are taken as they are
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -44,6 +45,7 @@ def save(path: str | Path, model: AUSM, manifest: dict[str, Any], tensors: dict[
         "format": FORMAT,
         "config": json.dumps(config_to_dict(model.config)),
         "manifest": json.dumps(manifest),
+        DIGEST: _digest(packed),
     }
     path = Path(path)
     partial = path.with_suffix(".partial")
@@ -60,20 +62,34 @@ def _storage(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Hex digest of names, types, shapes and values, whatever their order: tells damage that still reads as numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def read_metadata(path: str | Path) -> tuple[AusmConfig, dict[str, Any]]:
     """Sizes and manifest of a checkpoint, without its tensors. Raises CheckpointError."""
     path = resolve(path)
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {error}") from error
+    meta = _header(path)
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {meta.get('format')!r}, this version reads {FORMAT!r}")
     try:
         return config_from_dict(json.loads(meta["config"])), json.loads(meta["manifest"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} has unusable metadata: {error}") from error
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {error}") from error
 
 
 def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, fuse: bool = True) -> AUSM:
@@ -99,7 +115,8 @@ def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, f
 
 
 def load_into(model: AUSM, path: Path) -> None:
-    """Strict: every key and shape must agree. Raises CheckpointError naming what does not."""
+    """Strict: every key and shape must agree, and the values with the digest saved beside them. Raises CheckpointError
+    naming what does not."""
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -120,6 +137,11 @@ def load_into(model: AUSM, path: Path) -> None:
     if broken:
         raise CheckpointError(
             f"checkpoint {path}: {len(broken)} of {len(state)} tensors hold NaN or infinity: {broken[:3]}"
+        )
+    expected, found = _header(path).get(DIGEST), _digest(state)
+    if expected not in (None, found):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its tensors have sha256 {found[:12]}, {str(expected)[:12]} was saved with them"
         )
     model.load_state_dict(state)
 

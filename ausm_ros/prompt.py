@@ -208,9 +208,9 @@ class Operator:
             at = f"x={i.box.x_offset} y={i.box.y_offset} width={i.box.width} height={i.box.height}"
             box = at if i.area else "not in sight"
             state, source = TrackState(i.state).name.lower(), Source(i.source).name.lower()
-            name = i.name or i.class_name
+            what = ", ".join(filter(None, (i.name, f"{i.class_name} ({i.class_score:.2f})" if i.class_name else "")))
             score = "last score" if i.state == TrackState.LOST else "score"
-            print(f"{i.track_id:5d}  {state:9s} {source:10s} {score} {i.score:.2f}  {box}  {name}".rstrip())
+            print(f"{i.track_id:5d}  {state:9s} {source:10s} {score} {i.score:.2f}  {box}  {what}".rstrip())
         return self._status(answer)
 
     @staticmethod

@@ -5,6 +5,7 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ausm.assemble import shown_masks
 from ausm.errors import InputError
@@ -40,10 +41,13 @@ class ClipLoss(nn.Module):
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
     def train(self, mode: bool = True) -> "ClipLoss":
-        """A frozen backbone stays in eval mode: its batch statistics are those of its pre-training."""
+        """A frozen backbone stays in eval mode, and one that is trained keeps its batch statistics (as detectors do): those
+        of the few clips a process has at once are poor, and would make the result depend on how many processes there are.
+        """
         super().train(mode)
-        if self.frozen:
-            self.model.backbone.eval()
+        for module in self.model.backbone.modules():
+            if self.frozen or isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def targets(self, batch: Batch, generator: torch.Generator) -> Targets:

@@ -135,6 +135,20 @@ def test_weights_that_are_not_numbers(value: float, saved: Path, tmp_path: Path)
         ausm.load(rewritten(saved, tmp_path / "broken.safetensors", state), device="cpu")
 
 
+def test_one_changed_bit_is_noticed(saved: Path, tmp_path: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[-5] ^= 1  # the tensors are at the end; still a number, or the test above would tell
+    path = tmp_path / "bit.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="bit.safetensors is damaged: its tensors have sha256 [0-9a-f]{12}, "):
+        ausm.load(path, device="cpu")
+
+
+def test_files_from_before_the_digest_are_read(saved: Path, tmp_path: Path) -> None:
+    old = rewritten(saved, tmp_path / "old.safetensors", load_file(saved))
+    assert torch.equal(ausm.load(old, device="cpu").X_0, ausm.load(saved, device="cpu").X_0)
+
+
 def test_impossible_sizes_are_refused() -> None:
     config: AusmConfig = small_nano()
     with pytest.raises(ValueError, match="N_id 129 > D 128"):

@@ -92,6 +92,20 @@ def test_removals_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({}, "not in sight"),
+        ({"name": "cup"}, "not in sight  cup"),
+        ({"class_name": "mug", "class_score": 0.25}, "not in sight  mug (0.25)"),
+        ({"name": "cup", "class_name": "mug", "class_score": 0.25}, "not in sight  cup, mug (0.25)"),
+    ],
+)
+def test_the_list_tells_names_and_classes(fields: dict[str, Any], end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Answering(ListObjects.Response(success=True, objects=[Instance(track_id=2, **fields)])).list("")
+    assert capsys.readouterr().out.splitlines()[1].endswith(end)
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         (["dance"], "no command 'dance', there are: add, list, remove, reset, click"),

@@ -50,6 +50,20 @@ def test_parts_of_a_batch_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(grad, parts[name], atol=1e-5 + 1e-4 * float(grad.abs().max())), name
 
 
+def test_a_backbone_that_is_trained_keeps_its_batch_statistics() -> None:
+    """Else the weights would hang on how many clips a process has at once."""
+    torch.manual_seed(0)
+    clip_loss = ClipLoss(AUSM(tiny_config()), dataclasses.replace(STAGE, backbone_lr_scale=0.1)).train()
+    before = {name: value.clone() for name, value in clip_loss.model.backbone.named_buffers()}
+    part = batch([0, 1])
+    torch.stack(
+        list(clip_loss(part, clip_loss.targets(part, torch.Generator().manual_seed(0))).values())
+    ).sum().backward()
+    trained = [parameter for parameter in clip_loss.model.backbone.parameters() if parameter.grad is not None]
+    assert any(float(parameter.grad.abs().max()) > 0 for parameter in trained)
+    assert before and all(torch.equal(before[name], b) for name, b in clip_loss.model.backbone.named_buffers())
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("history", ["_own_history", "_streamed_history"])
 def test_the_pass_that_makes_a_history_takes_no_gradient_away(
