@@ -141,7 +141,7 @@ def load_into(model: AUSM, path: Path) -> None:
     expected, found = _header(path).get(DIGEST), _digest(state)
     if expected not in (None, found):
         raise CheckpointError(
-            f"checkpoint {path} is damaged: its tensors have sha256 {found[:12]}, {str(expected)[:12]} was saved with them"
+            f"checkpoint {path} is damaged: its tensors have sha256 {found[:12]}, when saved {str(expected)[:12]}"
         )
     model.load_state_dict(state)
 

@@ -41,8 +41,8 @@ class ClipLoss(nn.Module):
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 
     def train(self, mode: bool = True) -> "ClipLoss":
-        """A frozen backbone stays in eval mode, and one that is trained keeps its batch statistics (as detectors do): those
-        of the few clips a process has at once are poor, and would make the result depend on how many processes there are.
+        """A frozen backbone stays in eval mode, and one that is trained keeps its batch statistics, as in detectors:
+        those of the few clips a process has at once are poor, and the result would hang on how many processes run.
         """
         super().train(mode)
         for module in self.model.backbone.modules():

@@ -140,7 +140,7 @@ def test_one_changed_bit_is_noticed(saved: Path, tmp_path: Path) -> None:
     data[-5] ^= 1  # the tensors are at the end; still a number, or the test above would tell
     path = tmp_path / "bit.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="bit.safetensors is damaged: its tensors have sha256 [0-9a-f]{12}, "):
+    with pytest.raises(CheckpointError, match=r"bit.safetensors is damaged: its tensors have sha256 [0-9a-f]{12}, "):
         ausm.load(path, device="cpu")
 
 
