@@ -3,7 +3,7 @@
 python -m training.release --weights out/s3/ema.safetensors --card card.json --out ausm/checkpoints/nano.safetensors
 
 Several --weights, of runs that went on from each other, are averaged, by --shares if these are given: what the end of
-one run happens to be good or bad at evens out (docs/checkpoints/nano.md).
+one run happens to be good or bad at evens out (docs/checkpoints/runs.md).
 """
 
 import argparse

@@ -74,7 +74,7 @@ def nano(stage: int) -> Stage:
         return Stage("nano-1", 4, 1000, 4, (192, 320), lr=5e-4, warmup=150, **common)
     if stage == 2:
         return Stage("nano-2", 8, 1000, 2, (256, 448), lr=4e-4, warmup=50, self_fed=0.5, **common)
-    # what the runs after the first eight added (docs/checkpoints/nano.md): a stream's own mistakes, clips that begin
+    # what the runs after the first eight added (docs/checkpoints/runs.md): a stream's own mistakes, clips that begin
     # unknown, false and late marks of what was hidden, an objectness that knows how good a mask is
     common["noise"] = HistoryNoise(blackout=0.25, blackout_frames=(2, 6), slip=0.5, early_frames=(0, 2), late=0.5)
     common["loss"] = replace(loss, no_object=0.4, quality=True, hard=True)

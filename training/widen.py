@@ -3,7 +3,7 @@
 python -m training.widen --weights W --hidden 64 --out WIDE
 
 What an object is told from is not linear in the queries: fitted anew on frozen ones, a hidden layer ranks better than a
-linear one (docs/checkpoints/nano.md).
+linear one (docs/checkpoints/findings.md).
 """
 
 import argparse

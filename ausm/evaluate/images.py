@@ -64,7 +64,7 @@ def detect(
     showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
     Without a head also times its stability: objectness taught without `loss.quality` does not know how good a mask
-    became (docs/checkpoints/nano.md).
+    became (docs/checkpoints/findings.md).
     dedupe: lower the scores of what overlaps better masks (Soft-NMS); without it every query counts (Mask2Former).
     """
     if len({image.shape for image in showings}) != 1:
