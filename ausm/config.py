@@ -174,6 +174,7 @@ RANGES: dict[str, tuple[int, float]] = {  # of the numbers in a StreamConfig
     **dict.fromkeys(("score_threshold", "prompt_threshold", "dedupe_iou"), (0, 1)),
     **dict.fromkeys(("birth_hits", "max_missed", "min_area", "capacity"), (1, math.inf)),
     "short_side": (32, math.inf),
+    "part_gap": (0, math.inf),
 }
 
 
@@ -190,6 +191,7 @@ class StreamConfig:
     birth_hits: int = 1  # frames a discovery must be seen on before it is TRACKED (A12)
     max_missed: int = 150  # frames unseen before a discovered track is retired (A10)
     dedupe_iou: float = 0.7  # a detection overlapping a live track or a better detection by more is dropped (A11)
+    part_gap: int = 8  # inner pixels; parts of a discovery further apart are not one object (ausm.parts); 0 = they are
     min_area: int = 16  # pixels of the input image; smaller discoveries are dropped
     head: str | None = None  # class head in use; None = class-agnostic
 

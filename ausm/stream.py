@@ -28,6 +28,7 @@ from ausm.errors import AusmError, SizeError
 from ausm.inference import frame_model
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM
+from ausm.parts import keep_own_parts
 from ausm.pixel_decoder import Predictions
 from ausm.records import Record, Roster
 from ausm.state import STORAGE, StreamState
@@ -309,6 +310,11 @@ class Stream:
         # A8: discovered objects are gated by their score; for prompted ones the mask decides, unless a threshold is set
         least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
         tracked = shown_masks(logits[:K], fg[:K] > torch.tensor(least, device=self._device))
+        tracked = keep_own_parts(
+            tracked, [i for i in range(K) if not self._roster.records[i].pinned], self._M, c.part_gap
+        )
+        over = (fg[K:] > c.score_threshold).nonzero().flatten().tolist() if c.discover else []
+        logits = keep_own_parts(logits, [K + i for i in over], None, c.part_gap)
         rows = [K + i for i in detections(logits[K:], fg[K:], tracked, c)] if c.discover else []
         # live objects keep their pixels, discoveries take what is left
         found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])

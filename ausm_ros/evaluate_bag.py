@@ -56,7 +56,8 @@ CAMERA = "camera"
 TOPIC = f"/perception/{CAMERA}/instances"  # as the node would publish them
 # settings that decide the masks, beside those of the model
 DECISIVE = (
-    "discovery", "score_threshold", "prompt_threshold", "capacity", "birth_hits", "max_missed", "dedupe_iou", "seed",
+    "discovery", "score_threshold", "prompt_threshold", "capacity", "birth_hits", "max_missed", "dedupe_iou",
+    "part_gap", "seed",
 )  # fmt: skip
 MIN_PROMPT = 16  # pixels: a sliver at the image's edge shows no object
 

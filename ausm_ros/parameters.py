@@ -125,6 +125,14 @@ SPECS = (
         high=1.0,
     ),
     Spec(
+        "part_gap",
+        8,
+        "Parts of a discovery further apart than this are not one object [pixels of the inner image]; 0 = they are.",
+        dynamic=True,
+        low=0,
+        high=4096,
+    ),
+    Spec(
         "policy",
         "latest",
         "latest: always the newest image; every: all images in order, from a queue of 32.",
@@ -275,6 +283,7 @@ class Settings:
     birth_hits: int
     max_missed: int
     dedupe_iou: float
+    part_gap: int
     policy: str
     batch: bool
     max_rate: float

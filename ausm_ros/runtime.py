@@ -60,7 +60,7 @@ def load_model(settings: Settings) -> tuple[Any, dict[str, object]]:
 
 def dynamic_values(settings: Settings) -> dict[str, Any]:
     """Fields of the streams' configuration that may change while they run."""
-    names = ("score_threshold", "prompt_threshold", "birth_hits", "max_missed", "dedupe_iou")
+    names = ("score_threshold", "prompt_threshold", "birth_hits", "max_missed", "dedupe_iou", "part_gap")
     return {"discover": settings.discovery} | {name: getattr(settings, name) for name in names}
 
 
