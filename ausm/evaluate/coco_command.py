@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dedupe",
         action=argparse.BooleanOptionalAction,
-        help="lower the scores of what overlaps better masks (default: with --class-agnostic)",
+        help="one thing in one place, lower scores of what overlaps better masks (default: with --class-agnostic)",
     )
     parser.add_argument("--limit", metavar="N", type=int, help="only the N images of the lowest ids")
     parser.add_argument(

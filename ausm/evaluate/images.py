@@ -14,11 +14,13 @@ from pycocotools.cocoeval import COCOeval
 
 from ausm.assemble import Geometry, exclusive, full_size_masks, keep_detections, mask_confidence, resize_image
 from ausm.checks import check_size
+from ausm.config import StreamConfig
 from ausm.errors import InputError, SizeError
 from ausm.io import read_image
 from ausm.marker import marks_from_logits
 from ausm.metrics.tracking import pairwise_iou
 from ausm.metrics.tubes import encode_segmentation
+from ausm.parts import keep_own_parts
 from ausm.scaling import image_repeat, spatial_traversal
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
@@ -65,7 +67,8 @@ def detect(
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
     Without a head also times its stability: objectness taught without `loss.quality` does not know how good a mask
     became (docs/checkpoints/findings.md).
-    dedupe: lower the scores of what overlaps better masks (Soft-NMS); without it every query counts (Mask2Former).
+    dedupe: a mask is one thing in one place (`ausm.parts`), and what overlaps better masks has a lower score
+    (Soft-NMS); without it every query counts as it is (Mask2Former).
     """
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
@@ -86,6 +89,8 @@ def detect(
         marks = marks_from_logits(exclusive(torch.cat((logits[:K], logits[kept]))), state.size)
         ids = torch.arange(K + len(kept), device=device)
     logits, objectness = out.masks[0].float(), out.objectness[0].float().sigmoid()
+    if dedupe:
+        logits = keep_own_parts(logits, range(len(logits)), None, StreamConfig.part_gap)
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
     if head is None:
         quality = quality * stability(logits)

@@ -142,6 +142,22 @@ def test_what_overlaps_a_better_mask_ranks_lower_when_asked() -> None:
     assert np.array_equal(ranked.masks[1], every.masks[2])
 
 
+def test_a_mask_is_in_one_place_when_asked() -> None:
+    class Model(ScriptedModel):
+        def new_state(self, height, width):
+            return super().new_state(height, width, torch.float32)
+
+        def predict(self, state, image, ids, active=None):
+            out = super().predict(state, image, ids)
+            out.masks[0, 0, 8:, 16:] = 5.0  # a second part of 32 x 32 pixels
+            return out
+
+    image = np.zeros((64, 96, 3), np.uint8)
+    whole, part = (detect(Model([{"a": (0, 0, 16, 16)}]), [image], 64, dedupe=d).masks[0] for d in (False, True))
+    assert whole[:16, :16].any() and whole[40:, 72:].all()
+    assert not part[:16, :16].any() and part[40:, 72:].all()
+
+
 def test_decay_by_hand() -> None:
     """Of four columns the masks have 0 and 1, 1 and 2, 0 to 2, and none; the third is the best."""
     masks = torch.zeros(4, 1, 4, dtype=torch.bool)
