@@ -174,7 +174,7 @@ RANGES: dict[str, tuple[int, float]] = {  # of the numbers in a StreamConfig
     **dict.fromkeys(("score_threshold", "prompt_threshold", "dedupe_iou"), (0, 1)),
     **dict.fromkeys(("birth_hits", "max_missed", "min_area", "capacity"), (1, math.inf)),
     "short_side": (32, math.inf),
-    "part_gap": (0, math.inf),
+    "part_gap": (0, 4096),
 }
 
 

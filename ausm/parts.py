@@ -15,25 +15,28 @@ CELL = 4  # pixels of the inner image to a logit
 REACH = 16  # pixels of the inner image that an object's edge may move between two frames
 
 
-def keep_own_parts(logits: Tensor, rows: Sequence[int], before: Tensor | None, gap: int) -> Tensor:
-    """Logits (n, H, W) -> a copy in which those of `rows` are negative on parts of their masks that are not their own.
+def keep_own_parts(
+    logits: Tensor, rows: Sequence[int], gap: int, before: Tensor | None = None, taken: Tensor | None = None
+) -> Tensor:
+    """Logits (n, H, W) -> the same, or a copy in which those of `rows` are negative on parts that are not their own.
 
-    Parts at most about `gap` pixels of the inner image apart belong together; 0 leaves all as it is. before: (n, h, w)
-    bool at half the resolution, the marks of the frame before: what touches them, give or take REACH, is kept. Where
-    nothing does, and for new objects (None), the part with the largest sum of logits is.
+    Parts at most about `gap` pixels of the inner image apart (in steps of 8) belong together; 0 leaves all as it is.
+    before: (n, h, w) bool at half the resolution, the marks of the frame before: what touches them, give or take REACH,
+    is kept. Where nothing does, and for new objects (None), the part with the largest sum of logits is, outside of
+    taken (H, W) bool, the pixels of known objects, if it has any there.
     """
     if gap <= 0 or not rows:
         return logits
     logits = logits.clone()
     for i in rows:
         values = logits[i].float().cpu().numpy()
-        own = _own(values, None if before is None else before[i].cpu().numpy(), gap)
+        own = _own(values, gap, None if before is None else before[i].cpu().numpy(), taken)
         if own is not None:
             logits[i] = torch.where(torch.from_numpy(own).to(logits.device), logits[i], -logits[i].abs())
     return logits
 
 
-def _own(values: np.ndarray, before: np.ndarray | None, gap: int) -> np.ndarray | None:
+def _own(values: np.ndarray, gap: int, before: np.ndarray | None, taken: Tensor | None) -> np.ndarray | None:
     """(H, W) bool that covers the parts to keep; None: there is one part at most."""
     mask = values > 0
     if not mask.any():
@@ -45,7 +48,9 @@ def _own(values: np.ndarray, before: np.ndarray | None, gap: int) -> np.ndarray 
     if before is not None and before.any():
         own[groups[mask & _widen(before.repeat(2, 0).repeat(2, 1), REACH // CELL).astype(bool)]] = True
     if not own.any():
-        own[np.bincount(groups[mask], values[mask], count).argmax()] = True
+        free = mask if taken is None else mask & ~taken.cpu().numpy()
+        where = free if free.any() else mask  # else a duplicate, which is told by its own place
+        own[np.bincount(groups[where], values[where], count).argmax()] = True
     return own[groups]
 
 

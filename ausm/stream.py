@@ -309,16 +309,18 @@ class Stream:
         fg, logits = out.objectness[0].float().sigmoid(), out.masks[0].float()
         # A8: discovered objects are gated by their score; for prompted ones the mask decides, unless a threshold is set
         least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
-        tracked = shown_masks(logits[:K], fg[:K] > torch.tensor(least, device=self._device))
-        tracked = keep_own_parts(
-            tracked, [i for i in range(K) if not self._roster.records[i].pinned], self._M, c.part_gap
-        )
+        marked = self._M.flatten(1).any(1).tolist()
+        found = [i for i, record in enumerate(self._roster.records) if not record.pinned]
+        # before the pixels are shared out, so that a part given up is another track's; what was lost takes no one's
+        tracked = keep_own_parts(logits[:K], [i for i in found if marked[i]], c.part_gap, before=self._M)
+        tracked = shown_masks(tracked, fg[:K] > torch.tensor(least, device=self._device))
+        tracked = keep_own_parts(tracked, [i for i in found if not marked[i]], c.part_gap)
         over = (fg[K:] > c.score_threshold).nonzero().flatten().tolist() if c.discover else []
-        logits = keep_own_parts(logits, [K + i for i in over], None, c.part_gap)
+        logits = keep_own_parts(logits, [K + i for i in over], c.part_gap, taken=(tracked > 0).any(0))
         rows = [K + i for i in detections(logits[K:], fg[K:], tracked, c)] if c.discover else []
         # live objects keep their pixels, discoveries take what is left
-        found = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
-        everyone = torch.cat((tracked, exclusive(found)))
+        new = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
+        everyone = torch.cat((tracked, exclusive(new)))
         masks = full_size_masks(everyone.cpu().numpy(), self._running()[1])
         areas = [int(np.count_nonzero(m)) for m in masks]  # 7 times faster than a sum of bool
         scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()

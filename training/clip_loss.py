@@ -5,7 +5,6 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ausm.assemble import shown_masks
 from ausm.errors import InputError
@@ -46,7 +45,7 @@ class ClipLoss(nn.Module):
         """
         super().train(mode)
         for module in self.model.backbone.modules():
-            if self.frozen or isinstance(module, _BatchNorm):
+            if self.frozen or isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
                 module.eval()
         return self
 

@@ -90,7 +90,7 @@ def detect(
         ids = torch.arange(K + len(kept), device=device)
     logits, objectness = out.masks[0].float(), out.objectness[0].float().sigmoid()
     if dedupe:
-        logits = keep_own_parts(logits, range(len(logits)), None, StreamConfig.part_gap)
+        logits = keep_own_parts(logits, range(len(logits)), StreamConfig.part_gap)
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
     if head is None:
         quality = quality * stability(logits)

@@ -203,6 +203,7 @@ def test_refused_parameters_say_why(streams: Robot, name: str, value: object, wo
 
 def test_dynamic_parameters_and_their_descriptors(streams: Robot) -> None:
     changes = {"score_threshold": 0.25, "prompt.threshold": 0.3, "max_missed": 7, "dedupe_iou": 1.0, "birth_hits": 2}
+    changes |= {"part_gap": 24}
     for name, value in changes.items():
         assert streams.set_parameter(name, value) == (True, ""), name
     assert streams.show("front").height == SIZE[0]

@@ -39,6 +39,7 @@ def test_every_parameter_is_described() -> None:
     [
         ("score_threshold", 1.01), ("score_threshold", -0.1), ("score_threshold", "high"), ("score_threshold", True),
         ("capacity", 0), ("capacity", 2.5), ("birth_hits", 0), ("max_missed", 0), ("dedupe_iou", 2.0),
+        ("part_gap", -1), ("part_gap", 4097), ("part_gap", 2.5),
         ("device", "gpu"), ("device", "cuda:x"), ("precision", "int8"), ("policy", "oldest"), ("on_time_jump", "die"),
         ("on_size_change", ""), ("max_rate", -1.0), ("input_short_side", 8), ("input_short_side", 5000),
         ("warmup_size", [480]), ("warmup_size", [480, 0]), ("warmup_size", "480x640"), ("discovery", 1),
