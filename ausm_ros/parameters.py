@@ -127,7 +127,7 @@ SPECS = (
     Spec(
         "part_gap",
         8,
-        "Parts of a discovery further apart than this are not one object [pixels of the inner image]; 0 = they are.",
+        "Parts of a discovery further apart are not one object [pixels of the inner image, steps of 8]; 0 = they are.",
         dynamic=True,
         low=0,
         high=4096,

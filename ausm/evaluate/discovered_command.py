@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {"benchmark": args.benchmark, "checkpoint_sha256": digest, "head": head, "top": top}
     settings |= {"score_threshold": args.score_threshold, "repeat": args.repeat}
     settings |= {"short_side": args.short_side, "seed": args.seed, "split": args.split}
+    settings |= {"part_gap": ausm.StreamConfig.part_gap}
     settings |= data_settings(videos.annotations, root=args.root, images=videos.images)
     manifest = Manifest(args.out / "manifest.json", settings)
     config = ausm.StreamConfig(score_threshold=args.score_threshold, short_side=args.short_side, head=head)
