@@ -16,6 +16,7 @@ from ausm import weights
 from ausm.arguments import add_model_arguments
 from ausm.checks import check_out_folder
 from ausm.class_names import CLASS_NAMES
+from ausm.config import StreamConfig
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
 from ausm.evaluate.manifest import Manifest, data_settings
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {"benchmark": args.benchmark, "checkpoint_sha256": digest, "head": head, "top": top}
     settings |= {"score_threshold": args.score_threshold, "repeat": args.repeat}
     settings |= {"short_side": args.short_side, "seed": args.seed, "split": args.split}
-    settings |= {"part_gap": ausm.StreamConfig.part_gap}
+    settings |= {"part_gap": StreamConfig.part_gap}
     settings |= data_settings(videos.annotations, root=args.root, images=videos.images)
     manifest = Manifest(args.out / "manifest.json", settings)
     config = ausm.StreamConfig(score_threshold=args.score_threshold, short_side=args.short_side, head=head)
