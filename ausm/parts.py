@@ -28,15 +28,17 @@ def keep_own_parts(
     if gap <= 0 or not rows:
         return logits
     logits = logits.clone()
-    for i in rows:
-        values = logits[i].float().cpu().numpy()
-        own = _own(values, gap, None if before is None else before[i].cpu().numpy(), taken)
+    planes = logits[list(rows)].float().cpu().numpy()  # one copy from a GPU, not one an object
+    marks = None if before is None else before[list(rows)].cpu().numpy()
+    known = None if taken is None else taken.cpu().numpy()
+    for n, i in enumerate(rows):
+        own = _own(planes[n], gap, None if marks is None else marks[n], known)
         if own is not None:
             logits[i] = torch.where(torch.from_numpy(own).to(logits.device), logits[i], -logits[i].abs())
     return logits
 
 
-def _own(values: np.ndarray, gap: int, before: np.ndarray | None, taken: Tensor | None) -> np.ndarray | None:
+def _own(values: np.ndarray, gap: int, before: np.ndarray | None, taken: np.ndarray | None) -> np.ndarray | None:
     """(H, W) bool that covers the parts to keep; None: there is one part at most."""
     mask = values > 0
     if not mask.any():
@@ -48,7 +50,7 @@ def _own(values: np.ndarray, gap: int, before: np.ndarray | None, taken: Tensor 
     if before is not None and before.any():
         own[groups[mask & _widen(before.repeat(2, 0).repeat(2, 1), REACH // CELL).astype(bool)]] = True
     if not own.any():
-        free = mask if taken is None else mask & ~taken.cpu().numpy()
+        free = mask if taken is None else mask & ~taken
         where = free if free.any() else mask  # else a duplicate, which is told by its own place
         own[np.bincount(groups[where], values[where], count).argmax()] = True
     return own[groups]

@@ -128,14 +128,17 @@ def test_stability_is_the_overlap_of_two_cuts() -> None:
     assert torch.allclose(images.stability(logits), torch.tensor([1.0, 16 / 24, 0.0]))
 
 
-def test_what_overlaps_a_better_mask_ranks_lower_when_asked() -> None:
-    class Model(ScriptedModel):
-        def new_state(self, height, width):
-            return super().new_state(height, width, torch.float32)
+class OnImages(ScriptedModel):
+    """With the state of a model, whose storage is its own choice."""
 
+    def new_state(self, height, width):
+        return super().new_state(height, width, torch.float32)
+
+
+def test_what_overlaps_a_better_mask_ranks_lower_when_asked() -> None:
     world = {"twin": ((8, 8, 40, 40), 2.0), "best": ((8, 8, 40, 40), 4.0), "other": ((8, 48, 40, 80), 1.0)}
     image = np.zeros((64, 96, 3), np.uint8)
-    every, ranked = (detect(Model([world]), [image], 64, dedupe=dedupe) for dedupe in (False, True))
+    every, ranked = (detect(OnImages([world]), [image], 64, dedupe=dedupe) for dedupe in (False, True))
     assert len(every.masks) == len(ranked.masks) == 3 and np.array_equal(every.masks[0], every.masks[1])
     best, twin, other = every.scores
     assert ranked.scores.tolist() == pytest.approx([best, other, twin * np.exp(-2)])  # IoU 1: exp(-1 / 0.5)
@@ -143,10 +146,7 @@ def test_what_overlaps_a_better_mask_ranks_lower_when_asked() -> None:
 
 
 def test_a_mask_is_in_one_place_when_asked() -> None:
-    class Model(ScriptedModel):
-        def new_state(self, height, width):
-            return super().new_state(height, width, torch.float32)
-
+    class Model(OnImages):
         def predict(self, state, image, ids, active=None):
             out = super().predict(state, image, ids)
             out.masks[0, 0, 8:, 16:] = 5.0  # a second part of 32 x 32 pixels
@@ -168,10 +168,7 @@ def test_decay_by_hand() -> None:
 
 
 def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
-    class Model(ScriptedModel):
-        def new_state(self, height, width):
-            return super().new_state(height, width, torch.float32)
-
+    class Model(OnImages):
         def predict(self, state, image, ids, active=None):
             out = super().predict(state, image, ids)
             masks = out.masks.clone()
