@@ -2,6 +2,8 @@
 
 import argparse
 
+from ausm.config import StreamConfig
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
     """Which model a command runs, where and at what size; `seed`: whether it draws ID vectors."""
@@ -10,3 +12,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+
+
+def add_part_gap(parser: argparse.ArgumentParser) -> None:
+    """How far apart the parts of one discovered object may be (`ausm.parts`)."""
+    parser.add_argument(
+        "--part-gap",
+        metavar="PIXELS",
+        type=int,
+        default=StreamConfig.part_gap,
+        help="parts of a discovery further apart, at the size the model works at, are not one object; "
+        "0: they are, as in the paper (%(default)s)",
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import ausm
-from ausm.arguments import add_model_arguments
+from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.assemble import Geometry, check_finite
 from ausm.checks import check_out_folder
 from ausm.errors import AusmError, SizeError
@@ -262,6 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "least objectness at which a prompted object is shown (0: its mask alone decides; the ROS node has 0.4)"
     parser.add_argument("--prompt-threshold", metavar="P", type=float, default=0.0, help=words)
     parser.add_argument("--class-head", metavar="NAME", help="class head that names objects; nano: coco, sim (none)")
+    add_part_gap(parser)
     add_model_arguments(parser)
 
 
@@ -279,6 +280,7 @@ def run(args: argparse.Namespace) -> int:
         discover=discover,
         score_threshold=args.score_threshold,
         prompt_threshold=args.prompt_threshold,
+        part_gap=args.part_gap,
         head=args.class_head or None,
         short_side=args.short_side,
     )

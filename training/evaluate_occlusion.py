@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
-from ausm.arguments import add_model_arguments
+from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.errors import InputError
 from ausm.evaluate.davis_command import format_table
 from ausm.evaluate.semi_supervised import follow_by_flow
@@ -178,6 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--discover", action="store_true", help="everything else is found and followed too, as on a robot (prompt only)"
     )
+    add_part_gap(parser)
     add_model_arguments(parser)
 
 
@@ -204,7 +205,10 @@ def run(args: argparse.Namespace) -> int:
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
     config = ausm.StreamConfig(
-        discover=args.discover, short_side=args.short_side, prompt_threshold=args.prompt_threshold
+        discover=args.discover,
+        short_side=args.short_side,
+        prompt_threshold=args.prompt_threshold,
+        part_gap=args.part_gap,
     )
     total = min(len(store), args.limit or len(store))
     clips = tqdm(read_clips(store, args.limit), total=total, unit="clip", file=sys.stderr)
@@ -226,6 +230,11 @@ def run(args: argparse.Namespace) -> int:
     if not whole:
         print("not the whole benchmark: these figures compare with none but their own")
     report = {"rows": figures, "clips": len(judged), "clips_by_way": counts, "benchmark": whole}
-    about = {"discover": args.discover, "clips_sha256": digest_of(store), "checkpoint_sha256": digest}
+    about = {
+        "discover": args.discover,
+        "part_gap": args.part_gap,
+        "clips_sha256": digest_of(store),
+        "checkpoint_sha256": digest,
+    }
     print(json.dumps(report | about))
     return 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
-from ausm.arguments import add_model_arguments
+from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.errors import InputError
 from ausm.evaluate.davis_command import format_table
 from ausm.io import open_frames
@@ -120,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--controls", action="store_true", help="also with the state wiped before every frame")
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
     parser.add_argument("--repeat", action="store_true", help="run forward, backward, forward; the last pass counts")
+    add_part_gap(parser)
     add_model_arguments(parser)
 
 
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     videos = open_videos(args.root)[: args.limit]
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
-    config = ausm.StreamConfig(short_side=args.short_side, score_threshold=args.score_threshold)
+    config = ausm.StreamConfig(short_side=args.short_side, score_threshold=args.score_threshold, part_gap=args.part_gap)
     rows = ROWS if args.controls else ROWS[:1]
     results = {}
     for row in rows:
@@ -147,6 +148,6 @@ def run(args: argparse.Namespace) -> int:
     figures: dict[str, Any] = dict(results["prediction"]._asdict())
     if args.controls:
         figures["controls"] = {row: result._asdict() for row, result in results.items() if row != "prediction"}
-    settings = {"score_threshold": args.score_threshold, "repeat": args.repeat}
+    settings = {"score_threshold": args.score_threshold, "part_gap": args.part_gap, "repeat": args.repeat}
     print(json.dumps(figures | settings | {"checkpoint_sha256": digest}))
     return 0

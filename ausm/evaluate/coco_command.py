@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
-from ausm.arguments import add_model_arguments
+from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.checks import check_out_folder
 from ausm.errors import InputError
 from ausm.evaluate.images import coco
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write the detections as COCO results; those of a run that breaks off to FILE.partial",
     )
+    add_part_gap(parser)
     add_model_arguments(parser, seed=False)
 
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         repeat=args.repeat,
         traversal=args.traversal,
         dedupe=args.dedupe,
+        part_gap=args.part_gap,
         short_side=args.short_side,
         limit=args.limit,
         progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),

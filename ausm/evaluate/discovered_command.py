@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 import ausm
 from ausm import weights
-from ausm.arguments import add_model_arguments
+from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.checks import check_out_folder
 from ausm.class_names import CLASS_NAMES
-from ausm.config import StreamConfig
 from ausm.errors import AusmError
 from ausm.evaluate.discovered import HEADS, PER_FRAME, judge, load_video_set, run_discovered, to_results
 from ausm.evaluate.manifest import Manifest, data_settings
@@ -34,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-threshold", metavar="P", type=float, default=0.5, help="of a discovery (0.5)")
     parser.add_argument("--top", metavar="K", type=int, help="objects shown per frame (YouTube-VIS 10, OVIS 20)")
     parser.add_argument("--repeat", action="store_true", help="run forward, backward, forward; the last pass counts")
+    add_part_gap(parser)
     add_model_arguments(parser)
 
 
@@ -68,12 +68,13 @@ def run(args: argparse.Namespace) -> int:
     known = dict(model.config.heads)
     head = None if args.class_agnostic else choose_head(known, args.head, args.benchmark, videos.names)
     settings = {"benchmark": args.benchmark, "checkpoint_sha256": digest, "head": head, "top": top}
-    settings |= {"score_threshold": args.score_threshold, "repeat": args.repeat}
+    settings |= {"score_threshold": args.score_threshold, "part_gap": args.part_gap, "repeat": args.repeat}
     settings |= {"short_side": args.short_side, "seed": args.seed, "split": args.split}
-    settings |= {"part_gap": StreamConfig.part_gap}
     settings |= data_settings(videos.annotations, root=args.root, images=videos.images)
     manifest = Manifest(args.out / "manifest.json", settings)
-    config = ausm.StreamConfig(score_threshold=args.score_threshold, short_side=args.short_side, head=head)
+    config = ausm.StreamConfig(
+        score_threshold=args.score_threshold, part_gap=args.part_gap, short_side=args.short_side, head=head
+    )
     parts = args.out / "videos"
     parts.mkdir(exist_ok=True)
     results: list[dict[str, Any]] = []

@@ -60,6 +60,7 @@ def detect(
     short_side: int | None = None,
     head: str | None = None,
     dedupe: bool = False,
+    part_gap: int = StreamConfig.part_gap,
 ) -> Detections:
     """All queries of the last showing: those of tracks begun on earlier showings and the detection queries.
 
@@ -67,11 +68,15 @@ def detect(
     times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
     Without a head also times its stability: objectness taught without `loss.quality` does not know how good a mask
     became (docs/checkpoints/findings.md).
-    dedupe: a mask is one thing in one place (`ausm.parts`), and what overlaps better masks has a lower score
-    (Soft-NMS); without it every query counts as it is (Mask2Former).
+    dedupe: a mask is one thing in one place (`ausm.parts`: what lies further than `part_gap` from it is not), and what
+    overlaps better masks has a lower score (Soft-NMS); without it every query counts as it is (Mask2Former).
     """
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
+
+    def own(logits: torch.Tensor) -> torch.Tensor:
+        return keep_own_parts(logits, range(len(logits)), part_gap) if dedupe else logits
+
     device = model.X_0.device
     g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or model.config.short_side)
     state = model.new_state(g.inner_height, g.inner_width)
@@ -82,15 +87,13 @@ def detect(
         out = model.predict(state, torch.from_numpy(resize_image(image, g)).to(device), ids)
         if i == len(showings) - 1:
             break
-        K, logits, foreground = len(ids), out.masks[0].float(), out.objectness[0].float().sigmoid()
+        K, logits, foreground = len(ids), own(out.masks[0].float()), out.objectness[0].float().sigmoid()
         over = K + (foreground[K:] > TRACK_THRESHOLD).nonzero().flatten()
         kept = over[keep_detections(logits[over] > 0, foreground[over], logits[:K] > 0, DUPLICATE_IOU)]
         kept = kept[: model.config.N_id - K]
         marks = marks_from_logits(exclusive(torch.cat((logits[:K], logits[kept]))), state.size)
         ids = torch.arange(K + len(kept), device=device)
-    logits, objectness = out.masks[0].float(), out.objectness[0].float().sigmoid()
-    if dedupe:
-        logits = keep_own_parts(logits, range(len(logits)), StreamConfig.part_gap)
+    logits, objectness = own(out.masks[0].float()), out.objectness[0].float().sigmoid()
     quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
     if head is None:
         quality = quality * stability(logits)
@@ -186,6 +189,7 @@ def coco(
     repeat: int = 1,
     traversal: bool = False,
     dedupe: bool | None = None,
+    part_gap: int = StreamConfig.part_gap,
     short_side: int | None = None,
     limit: int | None = None,
     progress: Callable[[list[int]], Iterable[int]] | None = None,
@@ -194,16 +198,17 @@ def coco(
     """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
 
     class_agnostic: one class, scored without the head; else the classes of `head`, in the order of the file's category
-    ids. repeat, traversal: inference scaling. dedupe: see `detect`; None = where class_agnostic. limit: only the images
-    of the lowest ids. progress: wraps the list of image ids. keep: called once with the results, the number of images
-    they are of and that of all, before they are judged; fewer than all where the run breaks off.
+    ids. repeat, traversal: inference scaling. dedupe, part_gap: see `detect`; dedupe: None = where class_agnostic.
+    limit: only the images of the lowest ids. progress: wraps the list of image ids. keep: called once with the results,
+    the number of images they are of and that of all, before they are judged; fewer than all where the run breaks off.
     Raises InputError for a missing image (before the first is run), one that cannot be read, a head of another number
-    of classes, a limit or repeat below 1.
+    of classes, a limit or repeat below 1; AusmError for a part_gap out of range.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least 1")
     if repeat < 1:
         raise InputError(f"repeat {repeat}: at least 1")
+    StreamConfig(part_gap=part_gap)  # raises outside of its limits
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
     categories = sorted(truth.cats)
@@ -222,7 +227,7 @@ def coco(
         for image_id in shown:
             image = read_annotated(truth.imgs[image_id], Path(images))
             plan = spatial_traversal(image) if traversal else image_repeat(image, repeat)
-            found = detect(model, plan.frames, short_side, None if class_agnostic else head, unique)
+            found = detect(model, plan.frames, short_side, None if class_agnostic else head, unique, part_gap)
             for mask, score, c in zip(found.masks, found.scores, found.classes, strict=True):
                 row = {"image_id": image_id, "category_id": categories[int(c)], "score": float(score)}
                 results.append(row | {"segmentation": encode_segmentation(mask)})

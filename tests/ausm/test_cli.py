@@ -62,10 +62,12 @@ def test_discovery_is_on_without_a_prompt_and_both_are_possible(folder: Path, tm
 
 def test_settings_of_the_stream(folder: Path, tmp_path: Path, fake_model) -> None:
     given = ["--score-threshold", "0.6", "--prompt-threshold", "0.4", "--class-head", "coco", "--short-side", "64"]
+    given += ["--part-gap", "0"]
     for words in ([], given):
         assert cli.main(["track", str(folder), "--out", str(tmp_path / "o"), *words]) == 0
-    names = ("score_threshold", "prompt_threshold", "head", "short_side")
-    assert [[call[name] for name in names] for call in fake_model] == [[0.5, 0.0, None, None], [0.6, 0.4, "coco", 64]]
+    names = ("score_threshold", "prompt_threshold", "head", "short_side", "part_gap")
+    found = [[call[name] for name in names] for call in fake_model]
+    assert found == [[0.5, 0.0, None, None, 8], [0.6, 0.4, "coco", 64, 0]]
 
 
 def test_class_names_of_the_released_weights(folder: Path, tmp_path: Path, capsys) -> None:

@@ -11,7 +11,7 @@ import torch
 import ausm
 from ausm import cli, weights
 from ausm.config import nano
-from ausm.errors import InputError, SizeError
+from ausm.errors import AusmError, InputError, SizeError
 from ausm.evaluate import coco, images
 from ausm.evaluate.images import Detections, detect
 from ausm.metrics.tubes import encode_segmentation
@@ -58,7 +58,7 @@ def run(root: Path, found: dict[str, Detections], monkeypatch: pytest.MonkeyPatc
     """The figures for detections known by the mean of the image they belong to."""
     files = {int(p.stem): float(cv2.imread(str(p)).mean()) for p in root.glob("*.png")}
 
-    def by_image(_model, showings, _short_side, _head, dedupe) -> Detections:
+    def by_image(_model, showings, _short_side, _head, _dedupe, _part_gap) -> Detections:
         mean = float(showings[-1].mean())
         return found[min(files, key=lambda i: abs(files[i] - mean))]
 
@@ -156,6 +156,13 @@ def test_a_mask_is_in_one_place_when_asked() -> None:
     whole, part = (detect(Model([{"a": (0, 0, 16, 16)}]), [image], 64, dedupe=d).masks[0] for d in (False, True))
     assert whole[:16, :16].any() and whole[40:, 72:].all()
     assert not part[:16, :16].any() and part[40:, 72:].all()
+    every = detect(Model([{"a": (0, 0, 16, 16)}]), [image], 64, dedupe=True, part_gap=0)
+    assert np.array_equal(every.masks[0], whole)
+    for gap, marked in ((8, [False, True]), (0, [True, True])):  # what the next showing takes for the object's marks
+        model = Model([{"a": ((0, 0, 16, 16), 4.0)}] * 2)
+        detect(model, [image] * 2, 64, dedupe=True, part_gap=gap)
+        marks = model.absorbed[1][1][0]
+        assert [bool(marks[0, 0]), bool(marks[-2, -2])] == marked
 
 
 def test_decay_by_hand() -> None:
@@ -184,15 +191,15 @@ def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
     ("options", "unique"), [({}, True), ({"class_agnostic": False}, False), ({"dedupe": False}, False)]
 )
 def test_duplicates_rank_lower_where_classes_do_not_count(root, model, monkeypatch, options, unique) -> None:
-    asked: list[bool] = []
+    asked: list[tuple[bool, int]] = []
 
-    def spy(_model, _showings, _short_side, _head, dedupe):
-        asked.append(dedupe)
+    def spy(_model, _showings, _short_side, _head, dedupe, part_gap):
+        asked.append((dedupe, part_gap))
         return detections([], [], [])
 
     monkeypatch.setattr(images, "detect", spy)
-    coco(model, root, root / "truth.json", **options)
-    assert asked == [unique] * 2
+    coco(model, root, root / "truth.json", part_gap=24, **options)
+    assert asked == [(unique, 24)] * 2
 
 
 def test_a_second_showing_tracks_what_the_first_detected(model, monkeypatch) -> None:
@@ -262,6 +269,8 @@ def test_faults(root: Path, model) -> None:
             coco(model, root, root / "truth.json", limit=limit)
         with pytest.raises(InputError, match=f"repeat {limit}: at least 1"):
             coco(model, root, root / "truth.json", repeat=limit)
+    with pytest.raises(AusmError, match="part_gap=-1, must be 0 to 4096"):
+        coco(model, root, root / "truth.json", part_gap=-1)
 
 
 def test_a_bad_photo_or_a_fault_of_the_judge_costs_no_detections(root: Path, model, monkeypatch, capsys) -> None:

@@ -235,6 +235,8 @@ def test_results_file_and_local_ap(vis: Path, tmp_path: Path, streams, checkpoin
     assert rows[0]["segmentations"][0] == encode_segmentation(scene(0)[..., 0] == 200)
     assert cli.main(command) == 0 and len(streams) == 1  # resumed
     assert last_line(capsys) == figures
+    assert cli.main([*command, "--part-gap", "0"]) == 2  # other settings than those of the results
+    assert "part_gap 8 there, 0 now" in capsys.readouterr().err
 
 
 def test_results_of_another_split_are_not_taken(vis: Path, tmp_path: Path, streams, checkpoint, capsys) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import ausm
 from ausm import cli, weights
+from ausm.config import StreamConfig
 from ausm.errors import InputError
 from tests.ausm.fake_stream import FakeStream, squares
 from training import evaluate_occlusion, simulate
@@ -83,14 +84,31 @@ def test_rows_of_a_stream_that_needs_its_state(root: Path) -> None:
 
 
 @pytest.fixture
-def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> list[StreamConfig]:
+    """The settings of the streams that were made."""
+    configs: list[StreamConfig] = []
+
     def make(model, discover=True, seed=0, config=None):
+        configs.append(config)
         return Forgetful() if not discover else FakeStream(discover=True)
 
     monkeypatch.setattr(ausm, "Stream", make, raising=False)
     monkeypatch.setattr(ausm, "load", lambda name, device: name, raising=False)
     monkeypatch.setattr(weights, "resolve", lambda name: name)
     monkeypatch.setattr(weights, "sha256", lambda path: "digest")
+    return configs
+
+
+@pytest.mark.parametrize("command", [["occlusion", "--rows", "prediction"], ["sim"]])
+def test_parts_may_be_one_object_as_in_the_paper(root: Path, fake_model, capsys, command) -> None:
+    command = ["eval", *command, "--root", str(root), "--limit", "1"]
+    for words, gap in ([], StreamConfig.part_gap), (["--part-gap", "0"], 0):
+        fake_model.clear()
+        assert cli.main([*command, *words]) == 0
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["part_gap"] == gap and {config.part_gap for config in fake_model} == {gap}
+    assert cli.main([*command, "--part-gap", "-1"]) == 2
+    assert "part_gap=-1, must be 0 to 4096" in capsys.readouterr().err
 
 
 def test_occlusion_command(root: Path, fake_model, capsys) -> None:
