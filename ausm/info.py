@@ -6,6 +6,7 @@ from typing import Any
 
 from ausm.weights import describe
 
+INHERITED = ("name", "summary", "data", "licence")
 BRIEF = ("name", "summary", "preset", "parameters", "bytes", "sha256", "input size", "data", "licence", "scores")
 
 
@@ -45,6 +46,9 @@ def _brief(description: dict[str, Any]) -> list[str]:
     """What people ask first; the recipe as one line a run."""
     values = description | {"input size": f"short side {description['config']['short_side']} pixels"}
     lines = _lines({key: values[key] for key in BRIEF if key in values})
+    began = description.get("init")
+    if isinstance(began, dict) and "licence" not in description:  # of a run: what it began with binds it, too
+        lines += _lines({"began with": {key: began[key] for key in INHERITED if key in began}})
     recipe = description.get("recipe")
     try:
         runs = [f"  {i} {_run_of(entry)}" for i, entry in enumerate(recipe or (), 1)]

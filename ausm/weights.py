@@ -49,7 +49,10 @@ def save(path: str | Path, model: AUSM, manifest: dict[str, Any], tensors: dict[
     }
     path = Path(path)
     partial = path.with_suffix(".partial")
+    partial.touch()
+    mode = partial.stat().st_mode  # as files are made here; safetensors lets nobody else read its own
     save_file(packed, partial, metadata=meta)
+    partial.chmod(mode)
     partial.replace(path)
 
 

@@ -177,7 +177,7 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        for batch in self._computed():
             for message in batch.skipped:
                 if message not in self.skipped:
                     self.skipped.add(message)
@@ -187,3 +187,9 @@ class BatchLoader:
                     f"{len(self.skipped)} bad items, limit {self.max_skipped}; the last: {batch.skipped[-1]}"
                 )
             yield batch
+
+    def _computed(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except ClipDataError as error:  # a worker's comes with the lines of its traceback
+            raise ClipDataError(str(error).rsplit(f"{ClipDataError.__name__}: ", 1)[-1].strip()) from error

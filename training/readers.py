@@ -194,4 +194,4 @@ def check_one_size(path: Path, image: np.ndarray, before: Sequence[np.ndarray]) 
 def check_sizes(name: str, image: np.ndarray, labels: np.ndarray) -> None:
     """Raises ClipDataError when an image and its label map differ in size."""
     if image.shape[:2] != labels.shape[:2]:
-        raise ClipDataError(f"{name}: image {image.shape[:2]}, labels {labels.shape[:2]}")
+        raise ClipDataError(f"{name}: image {image.shape[:2]}, labels {labels.shape[:2]}: their sizes differ")

@@ -8,6 +8,7 @@ one run happens to be good or bad at evens out (docs/checkpoints/runs.md).
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ausm import weights
 from ausm.errors import CheckpointError
 from ausm.model import AUSM
 
+log = logging.getLogger(__name__)
 REQUIRED = ("summary", "data", "licence", "scores")  # of the card, besides what training itself recorded
 
 
@@ -57,8 +59,11 @@ def release(
     """
     missing = [name for name in REQUIRED if not card.get(name)]
     if missing:
-        raise CheckpointError(f"the card lacks {missing}; it needs {list(REQUIRED)}")
+        raise CheckpointError(f"the card lacks {missing}, or they are empty; it needs {list(REQUIRED)}")
     model, manifest = average(sources, shares)
+    before = manifest.get("licence") or manifest.get("init", {}).get("licence")
+    if before and before != card["licence"]:
+        log.warning("the card's licence is %r, that of the weights the runs began with %r", card["licence"], before)
     manifest = {**manifest, **card}
     if len(sources) > 1:
         manifest["averaged"] = [weights.sha256(source) for source in sources]

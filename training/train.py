@@ -164,7 +164,13 @@ def _train(args: argparse.Namespace, stage: Stage, device: torch.device) -> None
     trainer = Trainer(model.to(device), stage, load_data_config(args.data), config)
     if args.resume:
         trainer.resume(last)
-    trainer.run(manifest)
+    try:
+        trainer.run(manifest)
+    except InputError:
+        if trainer.iteration == 0 and trainer.rank == 0:  # nothing was trained that another try should not replace
+            last.unlink(missing_ok=True)
+            before.unlink(missing_ok=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class Trainer:
         self.device = model.X_0.device
         self.model = model
         check_classes(sources, dict(model.config.heads))
+        _check_sizes(stage, sources, model.config.size_divisor)
         _check_ids(stage, any(source.reader.exhaustive for source in sources), model.config.N_id)
         if run.fsdp and stage.self_fed_stream:
             raise InputError(
@@ -236,7 +237,8 @@ class Trainer:
         batches = ClipBatches(
             self.sources, s.clip_config(), r.seed, s.batch, rank=self.rank, world=self.world, parts=r.parts
         )
-        loader = iter(BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped))
+        loader = BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped)
+        batch_of = iter(loader)
         bar = tqdm(total=s.iterations, initial=self.iteration, unit="it", disable=self.rank > 0, file=sys.stderr)
         report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
         validation = Validation(self.sources, s, r.seed) if r.validate_every else None
@@ -245,7 +247,7 @@ class Trainer:
             self.keep(manifest)
         while self.iteration < last:
             started = time.monotonic()
-            parts = [next(loader) for _ in range(r.parts)]
+            parts = [next(batch_of) for _ in range(r.parts)]
             waited = time.monotonic() - started
             terms = self.step(parts)
             now = time.monotonic()
@@ -277,6 +279,8 @@ class Trainer:
         bar.close()
         if report:
             report.close()
+        if loader.skipped:
+            log.warning("%d bad items were passed over, the first: %s", len(loader.skipped), min(loader.skipped))
 
     def validate(self, validation: Validation, report: Report | None) -> dict[str, float]:
         """Pictures to the report; what belongs into the iteration's line of the log."""
@@ -312,6 +316,13 @@ class Trainer:
             ],
         }
         return {**base, "recipe": [*base.get("recipe", []), own]}
+
+
+def _check_sizes(stage: Stage, sources: list[Source], divisor: int) -> None:
+    sizes = {"size": stage.size} | {f"size of source {x.reader.name}": x.size for x in sources if x.size is not None}
+    for what, (height, width) in sizes.items():
+        if min(height, width) < divisor or height % divisor or width % divisor:
+            raise InputError(f"{what} {height}x{width}: height and width must be multiples of {divisor}")
 
 
 def _check_ids(stage: Stage, exhaustive: bool, N_id: int) -> None:

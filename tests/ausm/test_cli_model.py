@@ -56,6 +56,15 @@ def test_info(checkpoint: Path, capsys) -> None:
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_info_of_a_run_says_what_binds_the_weights_it_began_with(tmp_path: Path, capsys) -> None:
+    before = {"summary": "bought", "licence": "CC BY-NC 4.0", "data": ["photos"], "revision": "abc"}
+    model = ausm.load("nano", device="cpu", weights=False)
+    weights.save(tmp_path / "mine.safetensors", model, {"recipe": [], "init": before})
+    assert cli.main(["info", str(tmp_path / "mine.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert "began with:\n" in printed and "licence  CC BY-NC 4.0" in printed and "abc" not in printed
+
+
 def test_info_tells_the_recipe_in_one_line_a_run(tmp_path: Path, capsys) -> None:
     stage = {"name": "nano-1", "frames": 4, "batch": 2, "size": [192, 320], "lr": 0.5, "iterations": 1100}
     recipe = [{"stage": stage, "iterations": 831, "seconds": 2314, "sources": []}]

@@ -64,3 +64,15 @@ def test_shares_of_a_mean(tmp_path: Path) -> None:
     for wrong in ([1], [1, -1], [0, 0]):
         with pytest.raises(CheckpointError, match="2 checkpoints, shares"):
             release(paths, CARD, tmp_path / "out.safetensors", shares=wrong)
+
+
+def test_a_licence_that_is_not_that_of_the_weights_it_began_with_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ema.safetensors"
+    weights.save(path, AUSM(small_nano()), {"recipe": [1], "init": {"licence": "CC BY-NC 4.0"}})
+    release([path], CARD, tmp_path / "out.safetensors")
+    assert "licence is 'none', that of the weights the runs began with 'CC BY-NC 4.0'" in caplog.text
+    caplog.clear()
+    release([path], {**CARD, "licence": "CC BY-NC 4.0"}, tmp_path / "out.safetensors")
+    assert not caplog.records

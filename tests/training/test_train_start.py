@@ -1,5 +1,6 @@
 """How a run begins: one run a folder, what its manifest says, and refusals before the first iteration."""
 
+import argparse
 import dataclasses
 import errno
 import os
@@ -10,15 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
-from tiny_training import STAGE, tiny_config, trainer
+from tiny_training import STAGE, tiny_config, trainer, write_data
 
 from ausm import weights
 from ausm.errors import InputError
 from ausm.model import AUSM
 from training import train
 from training.noise import HistoryNoise
-from training.trainer import _check_ids
+from training.trainer import _check_ids, _check_sizes
 
 ROOT = Path(train.__file__).parents[1]
 
@@ -99,3 +102,37 @@ def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
     kept = {"licence": "CC BY-NC 4.0", "init": {"licence": "MIT"}}
     assert kept.items() <= manifest["init"].items() and "scores" not in manifest["init"]
     assert set(train.begin_manifest(None)) == {"revision"}
+
+
+@pytest.mark.parametrize("size", [(100, 64), (32, 0), (16, 64)])
+def test_sizes_that_the_model_cannot_divide_are_refused_before_the_run(tmp_path: Path, size: tuple[int, int]) -> None:
+    words = f"size {size[0]}x{size[1]}: height and width must be multiples of 32"
+    with pytest.raises(InputError, match=f"^{words}"):
+        trainer(tmp_path, dataclasses.replace(STAGE, size=size))
+    one = trainer(tmp_path)
+    name = one.sources[0].reader.name
+    with pytest.raises(InputError, match=f"^size of source {name} {size[0]}x{size[1]}"):
+        _check_sizes(STAGE, [dataclasses.replace(one.sources[0], size=size)], 32)
+
+
+def test_a_run_without_a_first_iteration_does_not_block_its_folder(tmp_path: Path) -> None:
+    """Labels that fit no image: refused, mended, and the same command trains."""
+    data = write_data(tmp_path)
+    words = ["--stage", "2", "--data", str(data / "data.toml"), "--init", str(data / "init.safetensors"), "--fp32"]
+    settings = ["iterations=1", "batch=1", "frames=3", "size=[32,64]", "loss.points=64"]
+    words += ["--device", "cpu", "--no-tensorboard", "--validate-every", "0", "--out", str(tmp_path / "out")]
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args([*words, *(word for s in settings for word in ("--set", s))])
+    good = {path: path.read_bytes() for path in data.rglob("*.png") if "Annotations" in path.parts}
+    assert good
+    for path in good:
+        cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
+    with pytest.raises(InputError, match=r"10 items in a row unreadable.*labels \(8, 8\): their sizes differ"):
+        train.run(args)
+    assert not (tmp_path / "out/last.pt").exists() and not (tmp_path / "out/ema.safetensors").exists()
+    for path, content in good.items():
+        path.write_bytes(content)
+    assert train.run(args) == 0 and (tmp_path / "out/last.pt").is_file()
+    os.umask(umask := os.umask(0))
+    assert (tmp_path / "out/ema.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask  # as any other file
