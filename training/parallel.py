@@ -58,8 +58,8 @@ def distribute(clip_loss: ClipLoss, groups: list[dict[str, Any]], sharded: bool)
             raise InputError("--fsdp divides the model among processes: start them with torchrun (docs/training.md)")
         return clip_loss
     if not sharded:
-        # unused: class heads of other datasets
-        return DistributedDataParallel(clip_loss, broadcast_buffers=False, find_unused_parameters=True)
+        # unused: class heads of other datasets; no buffer changes in training
+        return DistributedDataParallel(clip_loss, forward_sync_buffers=False, find_unused_parameters=True)
     names = {id(p): name for name, p in clip_loss.named_parameters()}
     _shard(clip_loss)
     shards = dict(clip_loss.named_parameters())

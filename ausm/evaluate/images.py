@@ -134,7 +134,9 @@ def stability(logits: torch.Tensor) -> torch.Tensor:
 
 
 def load_annotations(path: Path) -> COCO:
-    """A COCO table. Raises InputError when the file is none."""
+    """A COCO table. Raises InputError when there is no such file, or when it is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     try:
         data = json.loads(path.read_text())
         table = COCO()

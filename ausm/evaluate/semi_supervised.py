@@ -76,6 +76,8 @@ class DavisResult:
 
 def _folder(root: Path, kind: str) -> Path:
     """root/kind/480p or root/kind, whichever exists."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
     for folder in (root / kind / "480p", root / kind):
         if folder.is_dir():
             return folder

@@ -249,8 +249,11 @@ def test_command(root: Path, model, capsys) -> None:
 
 
 def test_faults(root: Path, model) -> None:
-    with pytest.raises(InputError, match=r"none\.json: not a COCO annotation file"):
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
         coco(model, root, root / "none.json")
+    (root / "list.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"list\.json: not a COCO annotation file"):
+        coco(model, root, root / "list.json")
     table = json.loads((root / "truth.json").read_text())
     (root / "few.json").write_text(json.dumps(table | {"categories": table["categories"][:9]}))
     with pytest.raises(InputError, match="9 categories, the model's heads"):

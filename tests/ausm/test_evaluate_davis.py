@@ -112,6 +112,8 @@ def test_faults(root: Path, streams) -> None:
         davis("model", root, ["three"])
     with pytest.raises(InputError, match="no folder JPEGImages"):
         davis("model", root / "JPEGImages", ["one"])
+    with pytest.raises(InputError, match="absent: no such folder"):
+        davis("model", root / "absent", ["one"])
     (root / "Annotations/480p/one/00003.png").unlink()
     with pytest.raises(InputError, match=r"1 of 6 annotations are missing, first 00003\.png"):
         davis("model", root, ["one"])
