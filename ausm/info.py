@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from ausm.weights import describe
+from ausm.weights import describe, licensed
 
 INHERITED = ("name", "summary", "data", "licence")
 BRIEF = ("name", "summary", "preset", "parameters", "bytes", "sha256", "input size", "data", "licence", "scores")
@@ -46,8 +46,8 @@ def _brief(description: dict[str, Any]) -> list[str]:
     """What people ask first; the recipe as one line a run."""
     values = description | {"input size": f"short side {description['config']['short_side']} pixels"}
     lines = _lines({key: values[key] for key in BRIEF if key in values})
-    began = description.get("init")
-    if isinstance(began, dict) and "licence" not in description:  # of a run: what it began with binds it, too
+    began = licensed(description)
+    if began and began is not description:  # of a run: what it began with binds it, too
         lines += _lines({"began with": {key: began[key] for key in INHERITED if key in began}})
     recipe = description.get("recipe")
     try:

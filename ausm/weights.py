@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,21 @@ def save(path: str | Path, model: AUSM, manifest: dict[str, Any], tensors: dict[
     }
     path = Path(path)
     partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)  # one that a kill left may be nobody else's to read
     partial.touch()
     mode = partial.stat().st_mode  # as files are made here; safetensors lets nobody else read its own
     save_file(packed, partial, metadata=meta)
     partial.chmod(mode)
     partial.replace(path)
+
+
+def licensed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that says what binds its weights: itself, or the nearest that it began with and that has
+    a licence ("init", one in the other); {} where none has."""
+    level: Any = manifest
+    while isinstance(level, dict) and not level.get("licence"):
+        level = level.get("init")
+    return level if isinstance(level, dict) else {}
 
 
 def _storage(name: str, value: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class BatchLoader:
         self, batches: ClipBatches, first: int, last: int, *, workers: int = 1, prefetch: int = 4, max_skipped: int = 50
     ) -> None:
         self.max_skipped = max_skipped
-        self.skipped: set[str] = set()
+        self.skipped: dict[str, None] = {}  # in the order in which they were met
         if workers == 0:
             cv2.setNumThreads(0)
         self._loader: DataLoader[Batch] = DataLoader(
@@ -180,7 +180,7 @@ class BatchLoader:
         for batch in self._computed():
             for message in batch.skipped:
                 if message not in self.skipped:
-                    self.skipped.add(message)
+                    self.skipped[message] = None
                     log.warning("bad item %d: %s", len(self.skipped), message)
             if len(self.skipped) > self.max_skipped:
                 raise ClipDataError(
@@ -189,7 +189,8 @@ class BatchLoader:
             yield batch
 
     def _computed(self) -> Iterator[Batch]:
+        """The batches as they come. Raises ClipDataError, a worker's without the lines of its traceback."""
         try:
             yield from self._loader
-        except ClipDataError as error:  # a worker's comes with the lines of its traceback
+        except ClipDataError as error:
             raise ClipDataError(str(error).rsplit(f"{ClipDataError.__name__}: ", 1)[-1].strip()) from error

@@ -61,9 +61,12 @@ def release(
     if missing:
         raise CheckpointError(f"the card lacks {missing}, or they are empty; it needs {list(REQUIRED)}")
     model, manifest = average(sources, shares)
-    before = manifest.get("licence") or manifest.get("init", {}).get("licence")
-    if before and before != card["licence"]:
-        log.warning("the card's licence is %r, that of the weights the runs began with %r", card["licence"], before)
+    for source in sources:
+        before = weights.licensed(weights.read_metadata(source)[1]).get("licence")
+        if before and before != card["licence"]:
+            log.warning(
+                "the card's licence is %r, that of %s or of what it began with %r", card["licence"], source, before
+            )
     manifest = {**manifest, **card}
     if len(sources) > 1:
         manifest["averaged"] = [weights.sha256(source) for source in sources]

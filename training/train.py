@@ -42,14 +42,15 @@ def git_revision() -> str:
 
 
 def begin_manifest(init: str | None) -> dict[str, Any]:
-    """The manifest of a run to come: the stages of the checkpoint that it starts from, its licence and data."""
+    """The manifest of a run to come: stages, file name, licence and data of the checkpoint that it starts from."""
     manifest: dict[str, Any] = {"revision": git_revision()}
     if not manifest["revision"]:
         log.warning("the code is not in a git clone: the checkpoint's manifest will name no revision")
     if init:
         before = weights.read_metadata(init)[1]
         manifest["recipe"] = before.get("recipe", [])
-        manifest["init"] = {k: v for k, v in before.items() if k not in ("recipe", "scores")}
+        known = {k: v for k, v in before.items() if k not in ("recipe", "scores")}
+        manifest["init"] = known | {"name": Path(init).name}
     return manifest
 
 
@@ -164,13 +165,7 @@ def _train(args: argparse.Namespace, stage: Stage, device: torch.device) -> None
     trainer = Trainer(model.to(device), stage, load_data_config(args.data), config)
     if args.resume:
         trainer.resume(last)
-    try:
-        trainer.run(manifest)
-    except InputError:
-        if trainer.iteration == 0 and trainer.rank == 0:  # nothing was trained that another try should not replace
-            last.unlink(missing_ok=True)
-            before.unlink(missing_ok=True)
-        raise
+    trainer.run(manifest)
 
 
 if __name__ == "__main__":

@@ -240,14 +240,19 @@ class Trainer:
         loader = BatchLoader(batches, self.iteration, last, workers=r.workers, max_skipped=r.max_skipped)
         batch_of = iter(loader)
         bar = tqdm(total=s.iterations, initial=self.iteration, unit="it", disable=self.rank > 0, file=sys.stderr)
-        report = Report(r.out, self.iteration, r.tensorboard) if self.rank == 0 else None
+        began = self.iteration
+        # data that cannot be read is told before OUT is touched: what lies there is another run's
+        ahead = [next(batch_of) for _ in range(r.parts)] if began < last else []
+        if self.world > 1:
+            dist.barrier()
+        report = Report(r.out, began, r.tensorboard) if self.rank == 0 else None
         validation = Validation(self.sources, s, r.seed) if r.validate_every else None
         saved = validated = time.monotonic()
-        if self.iteration == 0:  # a run that is killed in its first seconds can be resumed, too
+        if began == 0:  # a run that is killed in its first seconds can be resumed, too
             self.keep(manifest)
         while self.iteration < last:
             started = time.monotonic()
-            parts = [next(batch_of) for _ in range(r.parts)]
+            parts, ahead = ahead or [next(batch_of) for _ in range(r.parts)], []
             waited = time.monotonic() - started
             terms = self.step(parts)
             now = time.monotonic()
@@ -280,7 +285,8 @@ class Trainer:
         if report:
             report.close()
         if loader.skipped:
-            log.warning("%d bad items were passed over, the first: %s", len(loader.skipped), min(loader.skipped))
+            told = len(loader.skipped), self.rank, began, next(iter(loader.skipped))
+            log.warning("%d bad items were passed over by process %d since iteration %d, the first: %s", *told)
 
     def validate(self, validation: Validation, report: Report | None) -> dict[str, float]:
         """Pictures to the report; what belongs into the iteration's line of the log."""
@@ -319,10 +325,11 @@ class Trainer:
 
 
 def _check_sizes(stage: Stage, sources: list[Source], divisor: int) -> None:
-    sizes = {"size": stage.size} | {f"size of source {x.reader.name}": x.size for x in sources if x.size is not None}
-    for what, (height, width) in sizes.items():
+    """Raises InputError for crops that the backbone cannot halve."""
+    own = [(f"size of source {x.reader.name}", x.size) for x in sources if x.size is not None]
+    for what, (height, width) in [("size", stage.size), *own]:
         if min(height, width) < divisor or height % divisor or width % divisor:
-            raise InputError(f"{what} {height}x{width}: height and width must be multiples of {divisor}")
+            raise InputError(f"{what} {height}x{width}: height and width must be positive multiples of {divisor}")
 
 
 def _check_ids(stage: Stage, exhaustive: bool, N_id: int) -> None:

@@ -13,6 +13,7 @@ import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.checks import check_out_folder
+from ausm.config import StreamConfig
 from ausm.errors import InputError
 from ausm.evaluate.images import coco
 
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
         if args.out.is_dir():
             raise InputError(f"--out {args.out}: is a folder, a file is needed")
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: at least 1")  # before the weights are loaded
+        raise InputError(f"--limit {args.limit}: at least 1")  # before anything is lost or the weights are loaded
+    if args.repeat < 1:
+        raise InputError(f"--repeat {args.repeat}: at least 1")
+    StreamConfig(part_gap=args.part_gap)
     partial = None if args.out is None else args.out.with_name(f"{args.out.name}.partial")
     if partial is not None:
         partial.unlink(missing_ok=True)  # an earlier run's is none of this one's
@@ -83,5 +87,6 @@ def run(args: argparse.Namespace) -> int:
     for name, value in result._asdict().items():
         print(f"{name:<10} {value:6.1f}" if isinstance(value, float) else f"{name:<10} {value:4d}")
     figures = {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
-    print(json.dumps(figures | {"checkpoint_sha256": digest}))
+    settings = {"dedupe": args.class_agnostic if args.dedupe is None else args.dedupe, "part_gap": args.part_gap}
+    print(json.dumps(figures | settings | {"checkpoint_sha256": digest}))
     return 0

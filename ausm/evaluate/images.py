@@ -74,14 +74,19 @@ def detect(
     if len({image.shape for image in showings}) != 1:
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
 
-    def own(logits: torch.Tensor) -> torch.Tensor:
-        return keep_own_parts(logits, range(len(logits)), part_gap) if dedupe else logits
-
     device = model.X_0.device
     g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or model.config.short_side)
     state = model.new_state(g.inner_height, g.inner_width)
     ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
     marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
+
+    def own(logits: torch.Tensor) -> torch.Tensor:
+        """(Q, H, W) -> the same without parts elsewhere; a track keeps those it was marked on, as in the stream."""
+        if not dedupe:
+            return logits
+        tracked = keep_own_parts(logits, range(len(ids)), part_gap, before=marks)
+        return keep_own_parts(tracked, range(len(ids), len(logits)), part_gap)
+
     for i, image in enumerate(showings):
         model.absorb(state, ids, marks)
         out = model.predict(state, torch.from_numpy(resize_image(image, g)).to(device), ids)

@@ -57,12 +57,20 @@ def test_info(checkpoint: Path, capsys) -> None:
 
 
 def test_info_of_a_run_says_what_binds_the_weights_it_began_with(tmp_path: Path, capsys) -> None:
-    before = {"summary": "bought", "licence": "CC BY-NC 4.0", "data": ["photos"], "revision": "abc"}
+    before = {"summary": "bought", "licence": "CC BY-NC 4.0", "data": ["photos"], "revision": "untold"}
     model = ausm.load("nano", device="cpu", weights=False)
     weights.save(tmp_path / "mine.safetensors", model, {"recipe": [], "init": before})
     assert cli.main(["info", str(tmp_path / "mine.safetensors")]) == 0
     printed = capsys.readouterr().out
-    assert "began with:\n" in printed and "licence  CC BY-NC 4.0" in printed and "abc" not in printed
+    assert "began with:\n" in printed and "licence  CC BY-NC 4.0" in printed and "untold" not in printed
+    later = {"recipe": [], "init": {"name": "mine.safetensors", "init": before | {"name": "theirs"}}}  # two stages on
+    weights.save(tmp_path / "later.safetensors", model, later)
+    assert cli.main(["info", str(tmp_path / "later.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert "licence  CC BY-NC 4.0" in printed and "theirs" in printed and "mine" not in printed.split("began with")[1]
+    weights.save(tmp_path / "free.safetensors", model, {"recipe": [], "init": {"revision": "1"}})
+    assert cli.main(["info", str(tmp_path / "free.safetensors")]) == 0
+    assert "began with" not in capsys.readouterr().out
 
 
 def test_info_tells_the_recipe_in_one_line_a_run(tmp_path: Path, capsys) -> None:

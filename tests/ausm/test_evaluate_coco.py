@@ -165,6 +165,21 @@ def test_a_mask_is_in_one_place_when_asked() -> None:
         assert [bool(marks[0, 0]), bool(marks[-2, -2])] == marked
 
 
+def test_a_track_keeps_the_part_that_it_was_marked_on() -> None:
+    """On the second showing the other part is the larger one."""
+
+    class Model(OnImages):
+        def predict(self, state, image, ids, active=None):
+            out = super().predict(state, image, ids)
+            if len(ids):
+                out.masks[0, 0, 8:, 16:] = 5.0
+            return out
+
+    world = {"a": ((0, 0, 16, 16), 4.0)}
+    found = detect(Model([world] * 2), [np.zeros((64, 96, 3), np.uint8)] * 2, 64, dedupe=True)
+    assert found.masks[0][:16, :16].any() and not found.masks[0][40:, 72:].any()
+
+
 def test_decay_by_hand() -> None:
     """Of four columns the masks have 0 and 1, 1 and 2, 0 to 2, and none; the third is the best."""
     masks = torch.zeros(4, 1, 4, dtype=torch.bool)
@@ -246,6 +261,28 @@ def test_command(root: Path, model, capsys) -> None:
     assert len(every) == len(rows) and sum(row["score"] for row in every) > sum(row["score"] for row in rows)
     for scaled in (["--repeat", "2"], ["--traversal"]):
         assert cli.main([*command, *scaled, "--short-side", "64", "--limit", "1"]) == 0
+    capsys.readouterr()
+
+
+def test_command_settings(root: Path, model, monkeypatch, capsys) -> None:
+    weights.save(root / "random.safetensors", model, {})
+    asked: list[int] = []
+    real = images.detect
+
+    def spy(*options):
+        asked.append(options[-1])
+        return real(*options)
+
+    monkeypatch.setattr(images, "detect", spy)
+    command = ["eval", "coco", "--images", str(root), "--annotations", str(root / "truth.json"), "--limit", "1"]
+    command += ["--checkpoint", str(root / "random.safetensors"), "--short-side", "64", "--out", str(root / "f.json")]
+    assert cli.main([*command, "--class-agnostic", "--part-gap", "24"]) == 0 and asked == [24]
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (figures["dedupe"], figures["part_gap"]) == (True, 24)
+    (root / "f.json.partial").write_text("of a run that broke off")
+    for wrong in (["--part-gap", "-1"], ["--repeat", "0"], ["--limit", "0"]):
+        assert cli.main([*command, *wrong]) == 2
+        assert (root / "f.json.partial").read_text() == "of a run that broke off"
 
 
 def test_faults(root: Path, model) -> None:

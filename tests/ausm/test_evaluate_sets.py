@@ -55,6 +55,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
 
     def make(model, discover=True, seed=0, config=None) -> FakeStream:
         made.append(FakeStream(discover and config.get("discover", True)))
+        made[-1].config = config
         return made[-1]
 
     monkeypatch.setattr(ausm, "StreamConfig", dict)
@@ -237,6 +238,9 @@ def test_results_file_and_local_ap(vis: Path, tmp_path: Path, streams, checkpoin
     assert last_line(capsys) == figures
     assert cli.main([*command, "--part-gap", "0"]) == 2  # other settings than those of the results
     assert "part_gap 8 there, 0 now" in capsys.readouterr().err
+    command[command.index("--out") + 1] = str(tmp_path / "whole")
+    assert cli.main([*command, "--part-gap", "0"]) == 0
+    assert [stream.config["part_gap"] for stream in streams] == [8, 0]
 
 
 def test_results_of_another_split_are_not_taken(vis: Path, tmp_path: Path, streams, checkpoint, capsys) -> None:

@@ -72,7 +72,13 @@ def test_a_licence_that_is_not_that_of_the_weights_it_began_with_is_warned_about
     path = tmp_path / "ema.safetensors"
     weights.save(path, AUSM(small_nano()), {"recipe": [1], "init": {"licence": "CC BY-NC 4.0"}})
     release([path], CARD, tmp_path / "out.safetensors")
-    assert "licence is 'none', that of the weights the runs began with 'CC BY-NC 4.0'" in caplog.text
+    assert f"licence is 'none', that of {path} or of what it began with 'CC BY-NC 4.0'" in caplog.text
+    later, free = tmp_path / "later.safetensors", tmp_path / "free.safetensors"
+    weights.save(later, AUSM(small_nano()), {"init": {"name": "mine", "init": {"licence": "CC BY-NC 4.0"}}})
+    weights.save(free, AUSM(small_nano()), {"licence": "none", "init": None})
+    caplog.clear()
+    release([later, free], CARD, tmp_path / "out.safetensors")  # a mean, and two stages on
+    assert str(later) in caplog.text and str(free) not in caplog.text
     caplog.clear()
     release([path], {**CARD, "licence": "CC BY-NC 4.0"}, tmp_path / "out.safetensors")
     assert not caplog.records

@@ -8,19 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from tiny_training import STAGE, tiny_config, trainer, write_data
+from tiny_training import STAGE, Squares, tiny_config, trainer, write_data
 
 from ausm import weights
 from ausm.errors import InputError
 from ausm.model import AUSM
 from training import train
+from training.clips import ClipDataError
+from training.loader import Source
 from training.noise import HistoryNoise
+from training.readers import RawClip
 from training.trainer import _check_ids, _check_sizes
 
 ROOT = Path(train.__file__).parents[1]
@@ -106,13 +110,13 @@ def test_a_manifest_keeps_what_the_run_started_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(100, 64), (32, 0), (16, 64)])
 def test_sizes_that_the_model_cannot_divide_are_refused_before_the_run(tmp_path: Path, size: tuple[int, int]) -> None:
-    words = f"size {size[0]}x{size[1]}: height and width must be multiples of 32"
+    words = f"size {size[0]}x{size[1]}: height and width must be positive multiples of 32"
     with pytest.raises(InputError, match=f"^{words}"):
         trainer(tmp_path, dataclasses.replace(STAGE, size=size))
     one = trainer(tmp_path)
     name = one.sources[0].reader.name
     with pytest.raises(InputError, match=f"^size of source {name} {size[0]}x{size[1]}"):
-        _check_sizes(STAGE, [dataclasses.replace(one.sources[0], size=size)], 32)
+        _check_sizes(STAGE, [dataclasses.replace(one.sources[0], size=s) for s in (size, (32, 32))], 32)
 
 
 def test_a_run_without_a_first_iteration_does_not_block_its_folder(tmp_path: Path) -> None:
@@ -128,11 +132,32 @@ def test_a_run_without_a_first_iteration_does_not_block_its_folder(tmp_path: Pat
     assert good
     for path in good:
         cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
-    with pytest.raises(InputError, match=r"10 items in a row unreadable.*labels \(8, 8\): their sizes differ"):
-        train.run(args)
-    assert not (tmp_path / "out/last.pt").exists() and not (tmp_path / "out/ema.safetensors").exists()
+    (tmp_path / "out").mkdir()
+    before = {"ema.safetensors": "a run's, whose last.pt was moved away", "log.jsonl": "its log"}
+    for name, text in before.items():
+        (tmp_path / "out" / name).write_text(text)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"10 items in a row unreadable.*labels \(8, 8\): their sizes differ"):
+            train.run(args)
+        left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.name != "lock"}
+        assert left == before
     for path, content in good.items():
         path.write_bytes(content)
     assert train.run(args) == 0 and (tmp_path / "out/last.pt").is_file()
+    assert (tmp_path / "out/log.jsonl.old").read_text() == "its log"
     os.umask(umask := os.umask(0))
     assert (tmp_path / "out/ema.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask  # as any other file
+
+
+def test_the_end_of_a_run_tells_what_it_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Torn(Squares):
+        def load(self, item: int, frames: Sequence[int]) -> RawClip:
+            if item in (1, 2):
+                raise ClipDataError(f"squares/{item}: torn")
+            return super().load(item, frames)
+
+    one = trainer(tmp_path)
+    one.sources = [Source(Torn(), 1.0)]
+    one.run({})
+    first = next(line.split(": ", 1)[1] for line in caplog.messages if line.startswith("bad item 1"))
+    assert f"2 bad items were passed over by process 0 since iteration 0, the first: {first}" in caplog.messages
