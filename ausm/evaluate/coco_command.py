@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import ausm
 from ausm import weights
 from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.checks import check_out_folder
-from ausm.config import StreamConfig
 from ausm.errors import InputError
-from ausm.evaluate.images import coco
+from ausm.evaluate.images import coco, deduped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
         if args.out.is_dir():
             raise InputError(f"--out {args.out}: is a folder, a file is needed")
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: at least 1")  # before anything is lost or the weights are loaded
-    if args.repeat < 1:
-        raise InputError(f"--repeat {args.repeat}: at least 1")
-    StreamConfig(part_gap=args.part_gap)
+        raise InputError(f"--limit {args.limit}: at least 1")  # before the weights are loaded
     partial = None if args.out is None else args.out.with_name(f"{args.out.name}.partial")
-    if partial is not None:
-        partial.unlink(missing_ok=True)  # an earlier run's is none of this one's
+
+    def progress(ids: list[int]) -> Iterable[int]:
+        if partial is not None:  # here everything has been checked
+            partial.unlink(missing_ok=True)  # an earlier run's is none of this one's
+        return tqdm(ids, unit="image", file=sys.stderr)
 
     def keep(detections: list[dict[str, Any]], done: int, images: int) -> None:
         if args.out is None or partial is None or not done:
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
         part_gap=args.part_gap,
         short_side=args.short_side,
         limit=args.limit,
-        progress=lambda ids: tqdm(ids, unit="image", file=sys.stderr),
+        progress=progress,
         keep=keep,
     )
     for name, value in result._asdict().items():
         print(f"{name:<10} {value:6.1f}" if isinstance(value, float) else f"{name:<10} {value:4d}")
     figures = {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
-    settings = {"dedupe": args.class_agnostic if args.dedupe is None else args.dedupe, "part_gap": args.part_gap}
+    settings = {"dedupe": deduped(args.dedupe, args.class_agnostic), "part_gap": args.part_gap}
     print(json.dumps(figures | settings | {"checkpoint_sha256": digest}))
     return 0

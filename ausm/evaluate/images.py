@@ -186,6 +186,11 @@ def _table(truth: COCO, results: list[dict[str, Any]]) -> COCO:
     return truth.loadRes(rows)
 
 
+def deduped(dedupe: bool | None, class_agnostic: bool) -> bool:
+    """Whether `detect` is asked to dedupe where nobody says (None): without classes, as a mask then has one score."""
+    return class_agnostic if dedupe is None else dedupe
+
+
 def coco(
     model: Any,
     images: str | Path,
@@ -226,7 +231,7 @@ def coco(
     missing = [name for i in ids if not (Path(images) / (name := truth.imgs[i]["file_name"])).is_file()]
     if missing:
         raise InputError(f"{images}: {len(missing)} of {len(ids)} images are missing, first {missing[0]}")
-    unique = class_agnostic if dedupe is None else dedupe
+    unique = deduped(dedupe, class_agnostic)
     results: list[dict[str, Any]] = []
     done = 0
     shown: Iterator[int] = iter(progress(ids) if progress else ids)

@@ -280,7 +280,7 @@ def test_command_settings(root: Path, model, monkeypatch, capsys) -> None:
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (figures["dedupe"], figures["part_gap"]) == (True, 24)
     (root / "f.json.partial").write_text("of a run that broke off")
-    for wrong in (["--part-gap", "-1"], ["--repeat", "0"], ["--limit", "0"]):
+    for wrong in (["--part-gap", "-1"], ["--repeat", "0"], ["--limit", "0"], ["--images", str(root / "none")]):
         assert cli.main([*command, *wrong]) == 2
         assert (root / "f.json.partial").read_text() == "of a run that broke off"
 
