@@ -12,6 +12,7 @@ from ausm.inference import can_pack, pack
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM, Features
 from training.clips import ClipDataError
+from training.depthwise import quicken
 from training.false_tracks import add_false_track
 from training.joined_tracks import join_tracks
 from training.loader import Batch
@@ -36,6 +37,8 @@ class ClipLoss(nn.Module):
         if stage.only:
             _train_only(model, stage.only)
             self.frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
+        if not self.frozen:
+            quicken(model.backbone)
         self.packs = True  # whether a frozen backbone may be packed
         self._packed: list[nn.Module] = []  # in a list: not a part of this module
 

@@ -32,7 +32,9 @@ def covered(mask: np.ndarray, labels: list[np.ndarray]) -> bool:
     return any((mask & label).sum() > COVERED * min(mask.sum(), label.sum()) for label in labels)
 
 
-def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST) -> tuple[dict[str, Any], int]:
+def add_labels(
+    model: Any, annotations: Path, images: Path, least: float = LEAST, short_side: int | None = None
+) -> tuple[dict[str, Any], int]:
     """The table of `annotations` with what `model` detects added, best first in every image, each with its `score`; and
     how many were added.
 
@@ -49,7 +51,7 @@ def add_labels(model: Any, annotations: Path, images: Path, least: float = LEAST
     category, before = min(truth.cats), len(table["annotations"])
     for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
         image = read_annotated(truth.imgs[image_id], images)
-        found = detect(model, [image])
+        found = detect(model, [image], short_side)
         labels = [mask for row in truth.imgToAnns[image_id] if (mask := truth.annToMask(row) > 0).any()]
         for mask, score in zip(found.masks, found.scores, strict=True):
             area = int(mask.sum())
@@ -70,6 +72,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the table with more labels")
     parser.add_argument("--least", type=float, default=LEAST, help="least score of a label (default %(default)s)")
+    parser.add_argument("--short-side", type=int, help="working size in pixels (default: the model's own)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -80,7 +83,8 @@ def main() -> int:
         if args.out.resolve() == args.annotations.resolve():
             raise InputError(f"--out {args.out} would overwrite the labels it is made from")
         with torch.autocast("cpu", torch.bfloat16):
-            table, added = add_labels(weights.load(args.weights, "cpu"), args.annotations, args.images, args.least)
+            model = weights.load(args.weights, "cpu")
+            table, added = add_labels(model, args.annotations, args.images, args.least, args.short_side)
     except AusmError as error:
         print(f"pseudo_labels: error: {error}", file=sys.stderr)
         return 2
