@@ -9,26 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ausm.assemble import (
-    Geometry,
-    detections,
-    duplicates,
-    exclusive,
-    full_size_masks,
-    mask_confidence,
-    resize_image,
-    resize_prompts,
-    shown_masks,
-)
+from ausm.assemble import Geometry, duplicates, full_size_masks, mask_confidence, resize_image, resize_prompts
 from ausm.checks import check_image, check_masks, check_size
 from ausm.class_names import CLASS_NAMES
 from ausm.config import DYNAMIC_FIELDS, StreamConfig
 from ausm.cuda_graph import stepper
 from ausm.errors import AusmError, SizeError
+from ausm.frame_masks import frame_masks
 from ausm.inference import frame_model
 from ausm.marker import marks_from_logits
 from ausm.model import AUSM
-from ausm.parts import keep_own_parts
 from ausm.pixel_decoder import Predictions
 from ausm.records import Record, Roster
 from ausm.state import STORAGE, StreamState
@@ -306,25 +296,11 @@ class Stream:
     def _update(self, out: Predictions) -> None:
         """Alg. 1 l. 15-19: masks of tracked objects, new detections and their ids, M_t."""
         c, frame, K = self.config, self._frame, len(self._roster)
-        fg, logits = out.objectness[0].float().sigmoid(), out.masks[0].float()
-        # A8: discovered objects are gated by their score; for prompted ones the mask decides, unless a threshold is set
-        least = [c.prompt_threshold or -1.0 if r.pinned else c.score_threshold for r in self._roster.records]
-        marked = self._M.flatten(1).any(1).tolist()
-        found = [i for i, record in enumerate(self._roster.records) if not record.pinned]
-        # before the pixels are shared out, so that a part given up is another track's; what was lost takes no one's
-        tracked = keep_own_parts(logits[:K], [i for i in found if marked[i]], c.part_gap, before=self._M)
-        tracked = shown_masks(tracked, fg[:K] > torch.tensor(least, device=self._device))
-        tracked = keep_own_parts(tracked, [i for i in found if not marked[i]], c.part_gap)
-        over = (fg[K:] > c.score_threshold).nonzero().flatten().tolist() if c.discover else []
-        logits = keep_own_parts(logits, [K + i for i in over], c.part_gap, taken=(tracked > 0).any(0))
-        rows = [K + i for i in detections(logits[K:], fg[K:], tracked, c)] if c.discover else []
-        # live objects keep their pixels, discoveries take what is left
-        new = torch.where((tracked > 0).any(0), -logits[rows].abs(), logits[rows])
-        everyone = torch.cat((tracked, exclusive(new)))
-        masks = full_size_masks(everyone.cpu().numpy(), self._running()[1])
+        found = frame_masks(out, self._M, [record.pinned for record in self._roster.records], c)
+        masks = full_size_masks(found.logits.cpu().numpy(), self._running()[1])
         areas = [int(np.count_nonzero(m)) for m in masks]  # 7 times faster than a sum of bool
-        scores = (fg[list(range(K)) + rows] * mask_confidence(everyone)).tolist()
-        classes = self._class_probabilities(out.embeddings[0, list(range(K)) + rows])
+        scores = (found.foreground * mask_confidence(found.logits)).tolist()
+        classes = self._class_probabilities(out.embeddings[0, found.queries])
         row_of: dict[int, int] = {}
         for i, record in enumerate(list(self._roster.records)):
             row_of[record.track_id] = i
@@ -345,7 +321,7 @@ class Stream:
             record.see(frame, scores[i], classes[i] if classes is not None else None, c.birth_hits)
             row_of[record.track_id] = i
         kept = [row_of[r.track_id] for r in self._roster.records]
-        self._M = marks_from_logits(everyone[kept], self._running()[0].size)
+        self._M = marks_from_logits(found.logits[kept], self._running()[0].size)
         self._masks = masks[kept]
 
     def _class_probabilities(self, embeddings: Tensor) -> np.ndarray | None:
