@@ -13,7 +13,7 @@ from small_models import build, small_nano
 import ausm
 from ausm.errors import AusmError
 from ausm.inference import mark_constant
-from bench import batch, frame_path, measure, profile, stream, sweep
+from bench import backbone, batch, frame_path, measure, profile, stream, sweep
 from bench.measure import Lap, Load
 from bench.scene import Scene
 
@@ -163,3 +163,12 @@ def test_batch_compares_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["cameras"] == 3 and [row[""] for row in figures["rows"]] == ["wall", "CPU"]
     for row in figures["rows"]:
         assert row["gain"] > 0 and row["batch ms"] > 0 and row["one after the other ms"] > 0
+
+
+def test_backbone_compares_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert backbone.main(["--size", "64x96", "--frames", "1", "--repeats", "1"]) == 0
+    figures = printed(capsys)
+    assert figures["convolutions"] == 11  # of EfficientNet-Lite0's sixteen depthwise ones
+    assert figures["ratio"] == pytest.approx(figures["plain_ms"] / figures["quick_ms"], rel=0.01)
+    with pytest.raises(AusmError, match="size"):
+        backbone.main(["--size", "large"])
