@@ -89,6 +89,12 @@ class Stream:
         return self._state.nbytes if self._state is not None else 0
 
     @property
+    def snapshot_bytes(self) -> int:
+        """Bytes that `state_dict` copies: the state, marks, and every mask twice, as plane and as track."""
+        shown = sum(t.mask.nbytes for t in self._current.tracks) if self._current is not None else 0
+        return self.state_bytes * (2 if self._can_undo() else 1) + self._M.nbytes + self._masks.nbytes + shown
+
+    @property
     def last_predictions(self) -> tuple[Predictions, Geometry] | None:
         """What the model said of the last frame, weak detections included; `ausm.prompts` chooses among it.
 

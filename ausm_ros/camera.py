@@ -1,5 +1,6 @@
 """The ROS side of one camera: a subscription as reliable as its publisher, and a callback that keeps the newest."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,8 +45,8 @@ class Camera:
         self._node, self._mailbox, self._counts = node, mailbox, counts
         self._notify, self._settings, self._log_error = notify, settings, log_error
         self._gate = StampGate()
-        self._group = MutuallyExclusiveCallbackGroup()
         self._subscription: Any = None
+        self._changing = threading.RLock()  # transitions come from other threads than `follow_publisher`
         self._jumped = 0.0  # time.monotonic() of the last jump back in time
         self._reliability = ReliabilityPolicy.BEST_EFFORT
         self._zero_told = False
@@ -62,21 +63,25 @@ class Camera:
 
     def subscribe(self) -> None:
         """Starts to receive, with a fresh memory of stamps."""
-        self._gate = StampGate()
-        self._since = time.monotonic()
-        self._tell_at = self._since + PATIENCE
-        self._reliability = self._wanted() or ReliabilityPolicy.BEST_EFFORT
-        self._create()
+        with self._changing:
+            self._gate = StampGate()
+            self._since = time.monotonic()
+            self._tell_at = self._since + PATIENCE
+            self._reliability = self._wanted() or ReliabilityPolicy.BEST_EFFORT
+            self._create()
 
     def unsubscribe(self) -> None:
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
+        with self._changing:
+            if self._subscription is not None:
+                self._node.destroy_subscription(self._subscription)
+                self._subscription = None
 
     def follow_publisher(self) -> None:
         """Called now and then: subscribes anew when the publisher's reliability turns out to be another."""
         wanted = self._wanted()
-        if self._subscription is not None and wanted is not None and wanted != self._reliability:
+        with self._changing:
+            if self._subscription is None or wanted is None or wanted == self._reliability:
+                return
             self.unsubscribe()
             self._reliability = wanted
             self._create()
@@ -107,7 +112,7 @@ class Camera:
             self.camera.topic,
             self.receive,
             QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=32 if every else 1, reliability=self._reliability),
-            callback_group=self._group,
+            callback_group=MutuallyExclusiveCallbackGroup(),  # one that died with an old subscription may stay taken
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
             qos_overriding_options=OVERRIDABLE,
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.executors import Executor, ExternalShutdownException, ShutdownException, TimeoutException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.service import Service
 
 SHARE = 0.08  # of the time that requests may take from the model in the long run
@@ -95,6 +96,12 @@ class ServiceThreadsExecutor(Executor):
         try:
             handler, entity, node = self.wait_for_ready_callbacks(timeout_sec)
         except (TimeoutException, ShutdownException):
+            return
+        except rclpy_implementation.InvalidHandle:
+            # rclpy waits for everything the node had when it began to look; a transition in another thread destroys
+            # subscriptions meanwhile (rclpy #1142), and the next look finds them gone
+            if not self.context.ok():
+                raise
             return
         if isinstance(entity, Service) and self._slots.acquire(blocking=False):
             self._pool.submit(self._serve, handler, node)

@@ -33,7 +33,9 @@ class History:
         return len(self._moments)
 
     def add(self, moment: Moment) -> None:
-        """Appends a moment; older ones fall out by age and by bytes."""
+        """Appends a moment; older ones fall out by age and by bytes, all of them where time goes back."""
+        if self._moments and moment.stamp < self._moments[-1].stamp:
+            self.clear()
         self._moments.append(moment)
         self._bytes += moment.nbytes
         oldest = moment.stamp - self._span

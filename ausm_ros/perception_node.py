@@ -6,6 +6,7 @@ Run: `python -m ausm_ros.perception_node --ros-args -p checkpoint:=nano -r camer
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import rclpy
@@ -221,8 +222,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def _give_up(self) -> None:
         with self._transition:
-            self.trigger_deactivate()
-            self.trigger_cleanup()
+            for go in (self.trigger_deactivate, self.trigger_cleanup):
+                with suppress(rclpy_implementation.RCLError):  # an operator may have done it meanwhile
+                    go()
 
     def autostart(self) -> None:
         """Configures and activates, unless a parameter says otherwise or configuring fails."""

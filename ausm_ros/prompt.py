@@ -85,6 +85,16 @@ def _numbers(count: int) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= MAX_ID
+
+
+def _track_id(text: str) -> int:
+    if not _is_id(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a track id")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = _Parser("prompt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", default="/perception", help="full name of the node (default %(default)s)")
     parser.add_argument("--camera", default="", help="needed when the node has several cameras")
     parser.add_argument("--name", default="", help="a name to carry with the object")
-    parser.add_argument("--track-id", type=int, default=0, help="prompt this live object again, keeping its id")
+    parser.add_argument("--track-id", type=_track_id, default=0, help="prompt this live object again, keeping its id")
     parser.add_argument("--wait", type=float, default=5.0, help="seconds to wait until it is applied (default 5)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for each answer of the node")
     parser.add_argument("--all", action="store_true", help="with remove: every object of the camera")
@@ -238,7 +248,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, node: Node
     operator = Operator(node, options.node, options.timeout)
     command, arguments = options.command[0], options.command[1:]
     if command == "remove":
-        wrong = [a for a in arguments if not (a.isascii() and a.isdigit() and int(a) <= MAX_ID)]
+        wrong = [a for a in arguments if not _is_id(a)]
         if wrong:
             parser.error(f"remove: '{wrong[0]}' is not a track id")
         if not options.all and not arguments:

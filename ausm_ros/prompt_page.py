@@ -23,7 +23,7 @@ from ausm_ros.messages import rgb_of, to_duration, to_ns, to_time
 from ausm_ros.msg import Prompt
 from ausm_ros.outputs import reliable
 from ausm_ros.prompt_page_html import PAGE
-from ausm_ros.prompts import Code
+from ausm_ros.prompts import OTHER_IDS, Code
 from ausm_ros.run_node import until_shutdown
 from ausm_ros.srv import AddObjects, ListObjects, RemoveObjects, Reset
 
@@ -68,7 +68,7 @@ def _number(value: Any) -> int:
 def make_prompt(data: dict[str, Any]) -> Prompt:
     """{"points": [[x, y, label], ...]} or {"box": [x, y, w, h]}, and optionally name and track_id."""
     try:
-        common = {"name": str(data.get("name", ""))[:256], "track_id": int(data.get("track_id") or 0)}
+        common = {"name": str(data.get("name", ""))[:256], "track_id": _number(data.get("track_id") or 0)}
         if "box" in data:
             x, y, width, height = (int(v) for v in data["box"])
             box = RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height)
@@ -136,7 +136,7 @@ class ClickPage:
             )
             answer = self._call("add_objects", request)
             result = answer.results[0]
-            if result.code != Code.STALE_STAMP:
+            if result.code != Code.STALE_STAMP or OTHER_IDS in result.message:
                 break
             words = "on a newer image than the one clicked on"
         said = ": ".join(part for part in (words, result.message or answer.message) if part)

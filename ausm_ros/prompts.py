@@ -6,9 +6,10 @@ Nothing is allocated on the word of a message: sizes are compared first, as Pyth
 
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ausm.masks import Box, decode_rle, discs
 
 MAX_POINTS = 1000  # per prompt
 MAX_NAME = 256  # characters
+OTHER_IDS = "ids are others in it"  # of an epoch; in every STALE_STAMP that no newer image mends
 
 
 class Code(IntEnum):
@@ -237,14 +239,16 @@ def _checked(prompt: Any, scene: Scene, track_id: int, name: str) -> ObjectPromp
     return ObjectPrompt(mask, track_id, name, box, tuple(points))
 
 
-def check_prompts(prompts: Sequence[Any], scene: Scene, reserved: Collection[str] = ()) -> list[ObjectPrompt | Refusal]:
+def check_prompts(
+    prompts: Sequence[Any], scene: Scene, reserved: Mapping[str, int] = MappingProxyType({})
+) -> list[ObjectPrompt | Refusal]:
     """Checks each `msg/Prompt` on its own and against those before it; same order as the request.
 
-    reserved: names of prompts that wait to be applied. New objects count against the capacity as long as only prompted
-    objects hold the places: discovered ones give theirs up.
+    reserved: names of prompts that wait to be applied, with the id they name, 0 for a new object. New objects count
+    against the capacity as long as only prompted objects hold the places: discovered ones give theirs up.
     """
     names = {name: track_id for track_id, name in scene.names.items() if name}
-    taken, new, again, checked = set(reserved), 0, set(), list[ObjectPrompt | Refusal]()
+    taken, new, again, checked = dict(reserved), 0, set(), list[ObjectPrompt | Refusal]()
     for prompt in prompts:
         try:
             track_id, name = int(prompt.track_id), str(prompt.name)
@@ -254,7 +258,8 @@ def check_prompts(prompts: Sequence[Any], scene: Scene, reserved: Collection[str
                 raise Refusal(Code.UNKNOWN_ID, f"id {track_id} is prompted twice in one request")
             if len(name) > MAX_NAME:
                 raise Refusal(Code.DUPLICATE_NAME, f"name of {len(name)} characters, at most {MAX_NAME}")
-            if name and (name in taken or names.get(name, track_id) != track_id or (name in names and not track_id)):
+            owners = {named[name] for named in (taken, names) if name and name in named}
+            if owners and (not track_id or owners != {track_id}):
                 raise Refusal(Code.DUPLICATE_NAME, f"another object is named '{name}'")
             if not track_id and scene.pinned + new >= scene.capacity:
                 raise Refusal(
@@ -265,7 +270,7 @@ def check_prompts(prompts: Sequence[Any], scene: Scene, reserved: Collection[str
             checked.append(refusal)
             continue
         new += not track_id
-        taken |= {name} if name else set()
+        taken |= {name: track_id} if name else {}
         again |= {track_id} if track_id else set()
     return checked
 

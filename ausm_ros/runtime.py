@@ -26,6 +26,7 @@ from ausm_ros.repeats import REPEAT_OTHER, Repeats
 from ausm_ros.session import Session, groups_to_warm
 from ausm_ros.worker import CameraTask, Report, Worker
 
+OWN_THREADS = torch.get_num_threads()  # PyTorch's choice: what `threads` 0 goes back to
 RANDOM = "random:"  # prefix of an untrained preset
 WARM_OBJECTS, WARM_STEP = 32, 8  # numbers of objects to warm up for; `ausm.padding` has one size in eight or less
 
@@ -83,6 +84,12 @@ def stream_maker(model: Any, settings: Settings) -> Callable[[], "ausm.Stream"]:
     )
 
 
+def use_threads(number: int) -> None:
+    """CPU threads of PyTorch in this process; 0 = its own choice, also where an earlier call made another."""
+    if (wanted := number or OWN_THREADS) != torch.get_num_threads():
+        torch.set_num_threads(wanted)
+
+
 class Runtime:
     """Made by configure, thrown away by cleanup; `start` and `stop` any number of times in between."""
 
@@ -102,8 +109,7 @@ class Runtime:
         self.active = False
         self._node = node
         self._repeats = Repeats()
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        use_threads(settings.threads)
         started = time.monotonic()
         model, self.model_values = load_model(settings)
         self.device = next(model.parameters()).device

@@ -18,6 +18,7 @@ from ausm_ros.executor import Ration, may_wait
 from ausm_ros.messages import to_instances, to_ns, to_result, to_time
 from ausm_ros.parameters import Settings
 from ausm_ros.prompts import (
+    OTHER_IDS,
     Code,
     ObjectPrompt,
     Outcome,
@@ -120,12 +121,13 @@ class Services:
         snapshot = parts.task.session.snapshot
         check_count(request.prompts, snapshot.capacity)  # the model's, where the parameter asks for more
         response.epoch = snapshot.epoch
-        stamp = self._check_stamp(to_ns(request.stamp), parts, snapshot, runtime.settings)
+        stamp = self._check_stamp(request, parts, snapshot, runtime.settings)
         checked = self._check(request, parts, snapshot, runtime.settings)
         outcomes = outcomes_if_refused(checked, request.all_or_nothing)
         good = [c for c, o in zip(checked, outcomes, strict=True) if o is None and isinstance(c, ObjectPrompt)]
         if good:
-            queued = PromptRequest(good, request.all_or_nothing, stamp, awaited=to_ns(request.wait) > 0)
+            awaited = to_ns(request.wait) > 0
+            queued = PromptRequest(good, request.all_or_nothing, stamp, awaited, snapshot.epoch)
             parts.task.post_prompts(queued)
             self._wake(runtime, queued.future)
             applied = self._applied(queued, to_ns(request.wait) / 1e9, snapshot, parts)
@@ -136,11 +138,15 @@ class Services:
         final = [o for o in outcomes if o is not None]
         self._conclude(response, final)
 
-    def _check_stamp(self, stamp: int, parts: CameraParts, snapshot: Snapshot, settings: Settings) -> int:
+    def _check_stamp(self, request: Any, parts: CameraParts, snapshot: Snapshot, settings: Settings) -> int:
+        stamp = to_ns(request.stamp)
         if not parts.camera.enabled:
             raise Refusal(Code.NOT_ACTIVE, f"camera {parts.task.name} is disabled")
         if snapshot.height == 0:
             raise Refusal(Code.NO_IMAGE, f"camera {parts.task.name} has had no image in epoch {snapshot.epoch}")
+        if 0 < stamp < snapshot.began and any(p.track_id for p in request.prompts):
+            words = f"epoch {snapshot.epoch} began {(snapshot.began - stamp) / 1e9:.3f} s after the stamp"
+            raise Refusal(Code.STALE_STAMP, f"{words}: {OTHER_IDS}")
         apart = (stamp - snapshot.stamp) / 1e9
         if stamp and abs(apart) > settings.prompt_stale_after:
             words = f"{abs(apart):.3f} s {'after' if apart > 0 else 'before'} the newest image"
@@ -156,7 +162,7 @@ class Services:
             )
         scene = snapshot.scene(settings.prompt_min_area)
         scene = replace(scene, pinned=scene.pinned + sum(p.track_id == 0 for p in waiting))
-        return check_prompts(request.prompts, scene, {p.name for p in waiting if p.name})
+        return check_prompts(request.prompts, scene, {p.name: p.track_id for p in waiting if p.name})
 
     def _applied(self, request: PromptRequest, wait: float, snapshot: Snapshot, parts: CameraParts) -> PromptsApplied:
         """What became of the request: applied, or (wait 0) queued, or withdrawn."""

@@ -32,6 +32,7 @@ class Snapshot(NamedTuple):
     height: int = 0  # 0 x 0 before the first image of an epoch
     width: int = 0
     stamp: int = 0  # of the newest image [ns]
+    began: int = 0  # stamp of the epoch's first image [ns]
     tracks: tuple[Track, ...] = ()
     sightings: Mapping[int, Sighting] = MappingProxyType({})
     capacity: int = 0
@@ -62,7 +63,8 @@ class Session:
         self.history = History(history)
         self.epoch = epoch
         self._size: tuple[int, int] | None = None
-        self._stamp = 0
+        self._stamp = self._began = 0
+        self._rerun = False  # older images run again: other threads go on seeing the present
         self._sightings: dict[int, Sighting] = {}
         self._unreported: dict[int, Track] = {}  # removed since the last `take_output`; replaced, never altered
         self.snapshot = Snapshot()
@@ -73,7 +75,8 @@ class Session:
         self.stream.reset()
         self.history.clear()
         self.epoch += 1
-        self._size, self._stamp, self._sightings = None, 0, {}
+        self._size, self._sightings = None, {}
+        self._stamp = self._began = 0
         self._unreported = {}  # ids of the old epoch mean nothing in the new one
         self._publish_snapshot()
         return self.epoch
@@ -81,7 +84,7 @@ class Session:
     def see(self, height: int, width: int, stamp: int) -> bool:
         """Notes the size of a decoded image before it is processed; False if it differs from that of the epoch."""
         if self._size is None:
-            self._size, self._stamp = (height, width), stamp
+            self._size, self._stamp, self._began = (height, width), stamp, stamp
             self._publish_snapshot()
         return self._size == (height, width)
 
@@ -110,8 +113,8 @@ class Session:
 
     def _remember(self, image: np.ndarray) -> None:
         if self.history.on:
-            state, size = self.stream.state_dict(), self.stream.state_bytes + image.nbytes
-            self.history.add(Moment(self._stamp, image, state, size))
+            size = self.stream.snapshot_bytes + image.nbytes
+            self.history.add(Moment(self._stamp, image, self.stream.state_dict(), size))
 
     def prompt(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
         """Applies checked prompts to the last stepped image; same order. atomic: all or none."""
@@ -125,29 +128,47 @@ class Session:
         any more, or where running forward would not lead to the objects that are known now: ids keep their meaning.
         """
         moments = self.history.from_stamp(stamp)
-        known = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
         if len(moments) < 2:
             return self.prompt(prompts, atomic), self._stamp
-        present, snapshot, issued = self.stream.state_dict(), self.snapshot, self.stream.ids_issued
-        sightings, now, unreported = self._sightings, self._stamp, self._unreported
-        self.stream.load_state_dict(moments[0].state)
-        if self.stream.ids_issued == issued:  # else the prompt would take an id that was given out since
-            self._stamp = moments[0].stamp
-            outcomes = self._prompt_now(prompts, atomic)
-            if all(o.code == Code.OK for o in outcomes):
+        present, seen = self.stream.state_dict(), (self._sightings, self._stamp, self._unreported)
+        outcomes, self._rerun = None, True
+        try:
+            outcomes = self._prompt_again(moments, prompts, atomic)
+        finally:  # an error that comes on the way finds the present again, too
+            self._rerun = False
+            if outcomes is None:
                 self.history.clear()
-                for moment in moments[1:]:
-                    self.stream.step(moment.image)
-                    self._stamp = moment.stamp
-                    self._remember(moment.image)
-                    self._note()
-                after = {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
-                if known <= after and all(i > issued for i, _ in after - known):  # an id that ended stays so
-                    self._unreported = unreported  # what went on the way is told already, or was never seen
-                    return outcomes, moments[0].stamp
-        self.stream.load_state_dict(present)
-        self._sightings, self._stamp, self._unreported, self.snapshot = sightings, now, unreported, snapshot
-        return self.prompt(prompts, atomic), now
+                self.stream.load_state_dict(present)
+                self._sightings, self._stamp, self._unreported = seen
+        if outcomes is None:
+            return self.prompt(prompts, atomic), self._stamp
+        self._unreported = seen[2]  # what went on the way is told already, or was never seen
+        self._publish_snapshot()
+        return outcomes, moments[0].stamp
+
+    def _prompt_again(
+        self, moments: Sequence[Moment], prompts: Sequence[ObjectPrompt], atomic: bool
+    ) -> list[Outcome] | None:
+        """The prompts on the first of the moments, then the images after it; None where ids would not keep their
+        meaning or a prompt is refused: the session is then somewhere on the way."""
+        known, issued = self._living(), self.stream.ids_issued
+        self.stream.load_state_dict(moments[0].state)
+        if self.stream.ids_issued != issued:  # the prompt would take an id that was given out since
+            return None
+        self._stamp = moments[0].stamp
+        outcomes = self._prompt_now(prompts, atomic)
+        if any(o.code != Code.OK for o in outcomes):
+            return None
+        self.history.clear()
+        for moment in moments[1:]:
+            self.step(moment.image, moment.stamp)
+        after = self._living()
+        returned = any(i <= issued for i, _ in after - known)  # an id that ended stays so
+        return outcomes if known <= after and not returned else None
+
+    def _living(self) -> set[tuple[int, int]]:
+        """(id, first frame) of all objects that are not removed."""
+        return {(t.track_id, t.first_frame) for t in self._tracks() if t.state != TrackState.REMOVED}
 
     def _prompt_now(self, prompts: Sequence[ObjectPrompt], atomic: bool) -> list[Outcome]:
         again = {p.track_id for p in prompts}
@@ -247,6 +268,8 @@ class Session:
         return tracks
 
     def _publish_snapshot(self) -> None:
+        if self._rerun:
+            return
         height, width = self._size or (0, 0)
         stream = self.stream
         self.snapshot = Snapshot(
@@ -254,6 +277,7 @@ class Session:
             height,
             width,
             self._stamp,
+            self._began,
             self._tracks(),
             self._sightings,
             stream.capacity,

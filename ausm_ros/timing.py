@@ -1,5 +1,6 @@
 """What the stamp of an image means for it: accept, drop, or a jump in time. Stamps are integers in nanoseconds."""
 
+import math
 from enum import Enum
 
 SECOND = 10**9
@@ -33,7 +34,8 @@ class StampGate:
             return Verdict.DUPLICATE
         if max_age and now - stamp > max_age:
             return Verdict.TOO_OLD
-        if period and not jump and self._due is not None:
+        if period and not jump and self._due is not None and self.last is not None:
+            self._due = min(self._due, self.last + period + period // 20)  # set by a longer period than now
             if stamp < self._due - period // 20:  # a camera is never exactly on time
                 return Verdict.LIMITED
             on_time = stamp < self._due + period  # the mean rate is kept, a gap is not made up for
@@ -48,11 +50,11 @@ class RateLimit:
     """Lets through at most so many events per second of a monotonic clock."""
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._last = -math.inf
 
     def allows(self, now: float, rate: float) -> bool:
         """now: seconds of any monotonic clock; rate: Hz, 0 = no limit."""
-        if rate > 0 and now < self._next:
+        if rate > 0 and now - self._last < 1.0 / rate:
             return False
-        self._next = now + 1.0 / rate if rate > 0 else 0.0
+        self._last = now
         return True

@@ -15,7 +15,7 @@ from ausm.errors import AusmError, ImageError
 from ausm.tracks import StepOutput
 from ausm_ros.counts import CameraCounts
 from ausm_ros.mailbox import QUEUE, Mailbox, Pending
-from ausm_ros.prompts import Code, ObjectPrompt, Outcome
+from ausm_ros.prompts import OTHER_IDS, Code, ObjectPrompt, Outcome
 from ausm_ros.session import Session, Snapshot
 
 MAX_FAILURES = 3  # unexpected errors in a row before the node gives up
@@ -62,7 +62,13 @@ class PromptRequest:
     atomic: bool
     stamp: int = 0  # 0 = next image
     awaited: bool = True  # somebody waits for the outcomes; if not, the log has to tell of a failure
+    epoch: int | None = None  # whose ids the prompts name; None = any
     future: "Future[PromptsApplied]" = field(default_factory=Future)
+
+    @property
+    def names_ids(self) -> bool:
+        """An id means one object within one epoch only."""
+        return any(p.track_id for p in self.prompts)
 
 
 class CameraTask:
@@ -121,13 +127,6 @@ class CameraTask:
         with self._prompts_lock:
             self._prompts = tuple(r for r in self._prompts if not r.future.done())
 
-    def _take_prompts(self, wanted: Callable[[PromptRequest], bool]) -> list[PromptRequest]:
-        """Takes these requests out of the queue, in their order."""
-        with self._prompts_lock:
-            taken = [r for r in self._prompts if wanted(r)]
-            self._prompts = tuple(r for r in self._prompts if r not in taken)
-        return taken
-
     def has_work(self) -> bool:
         return bool(self._calls) or self.mailbox.since() is not None or self._prompt_is_due()
 
@@ -151,9 +150,13 @@ class CameraTask:
     def _apply_prompts(self, next_image: bool = False) -> None:
         """Applies the requests whose time has come to the image the session stands on."""
         snapshot = self.session.snapshot
-        for request in self._take_prompts(lambda r: next_image if r.stamp == 0 else r.stamp <= snapshot.stamp):
-            if request.future.set_running_or_notify_cancel():
-                stamp = snapshot.stamp
+        for request in self._prompts:  # one leaves the queue when it is answered: until then its names are taken
+            if not (next_image if request.stamp == 0 else request.stamp <= snapshot.stamp):
+                continue
+            if request.names_ids and request.epoch not in (None, snapshot.epoch):
+                self._refuse(request, Code.STALE_STAMP, f"a new epoch began, {snapshot.epoch}: {OTHER_IDS}")
+            elif request.future.set_running_or_notify_cancel():
+                stamp, fatal = snapshot.stamp, None
                 try:
                     if 0 < request.stamp < stamp:
                         outcomes, stamp = self.session.prompt_at(request.stamp, request.prompts, request.atomic)
@@ -162,8 +165,11 @@ class CameraTask:
                 except Exception as error:  # handed to the service that waits
                     outcomes = [Outcome(Code.INTERNAL_ERROR, f"{type(error).__name__}: {error}")] * len(request.prompts)
                     self._log_error("prompt", outcomes[0].message)
+                    fatal = error if is_out_of_memory(error) else None
                 applied = any(o.code == Code.OK for o in outcomes)
                 self._answer(request, PromptsApplied(outcomes, stamp if applied else 0, snapshot.epoch))
+                if fatal is not None:
+                    raise fatal
 
     def _answer(self, request: PromptRequest, answer: PromptsApplied) -> None:
         bad = [(p, o) for p, o in zip(request.prompts, answer.outcomes, strict=True) if o.code != Code.OK]
@@ -175,7 +181,7 @@ class CameraTask:
 
     def refuse_waiting(self, code: Code, message: str) -> None:
         """Answers every queued request that can no longer be carried out."""
-        for request in self._take_prompts(lambda _: True):
+        for request in self._prompts:
             self._refuse(request, code, message)
         while self._calls:
             self._calls.popleft()[1].cancel()
@@ -255,13 +261,19 @@ class CameraTask:
             self.session.stream.absorb()
 
     def reset(self, event: str) -> int:
-        """A new epoch, counted as `event`; returns it. A prompt that waits for a stamp of the old one is refused."""
+        """A new epoch, counted as `event`; returns it.
+
+        A prompt that waits for a stamp of the old one or names an object of it is refused.
+        """
         self.counts.count(event)
         forgotten = self.session.snapshot.in_use
         epoch = self.session.new_epoch()
         self._log_event(event, f"epoch {epoch} begins ({event}), {forgotten} objects are forgotten")
-        for request in self._take_prompts(lambda r: r.stamp != 0):
-            self._refuse(request, Code.STALE_STAMP, f"a new epoch began before an image of stamp {request.stamp} ns")
+        for request in self._prompts:
+            if request.stamp or request.names_ids:
+                image = f"an image of stamp {request.stamp} ns" if request.stamp else "the next image"
+                ids = f": {OTHER_IDS}" if request.names_ids else ""
+                self._refuse(request, Code.STALE_STAMP, f"a new epoch began before {image}{ids}")
         return epoch
 
     def recover(self, error: Exception) -> bool:
@@ -354,8 +366,8 @@ class Worker:
                 self._wake.wait_for(lambda: self._stopping or any(t.has_work() for t in self._tasks))
                 if self._stopping:
                     return
-            for task in self._tasks:
-                task.run_calls()
+            if not all(self._attempt([task], task.run_calls) for task in self._tasks):
+                return
             tasks = self._next()
             if not all(self._attempt([task], task.prepare) for task in tasks):
                 return

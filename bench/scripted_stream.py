@@ -16,7 +16,7 @@ from ausm.tracks import Source, StepOutput, Track, TrackState
 class ScriptedStream:
     """Set `fail` to an exception, `nan` or `slow` (seconds) to see how those around it bear it."""
 
-    state_bytes = 1000
+    state_bytes = snapshot_bytes = 1000
     last_predictions = None
 
     def __init__(self, discover: bool = False, capacity: int = 5) -> None:

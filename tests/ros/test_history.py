@@ -174,3 +174,45 @@ def test_failed_replay_changes_nothing_but_the_present() -> None:
     outcomes, _ = made.prompt_at(2 * SECOND, [wrong], atomic=True)
     assert outcomes[0].code == Code.WRONG_SIZE
     assert made.snapshot.tracks == tracks and stream.frame_index == 3 and made.snapshot.stamp == 4 * SECOND
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError()])
+def test_an_error_on_the_way_leaves_the_present(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, stream = scripted()
+    before, seen, step = stream.state_dict(), [], ScriptedStream.step
+
+    def fails(stream: ScriptedStream, image: np.ndarray) -> StepOutput:
+        seen.append(made.snapshot.stamp)
+        if len(seen) == 2:
+            raise error
+        return step(stream, image)
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(ScriptedStream, "step", fails)
+        made.prompt_at(2 * SECOND, [square()], atomic=True)
+    assert seen == [4 * SECOND] * 2  # what other threads see does not go back
+    assert stream.frame_index == 3 and stream.state_dict() == before
+    assert made.snapshot.stamp == 4 * SECOND and not made.snapshot.tracks
+    made.step(np.zeros((*SIZE, 3), np.uint8), 5 * SECOND)
+    assert made.prompt([square()], atomic=True)[0].track_id == 1
+
+
+def test_time_that_goes_back_empties_the_ring() -> None:
+    ring = History(5.0)
+    for second in (10, 11, 3):
+        ring.add(moment(second))
+    assert [m.stamp // SECOND for m in ring.from_stamp(3 * SECOND)] == [3] and len(ring) == 1
+
+
+def test_a_moment_counts_all_that_it_copies(model: Any) -> None:
+    made = session(model, 5.0)
+    made.see(*SIZE, SECOND)
+    made.step(images()[0], SECOND)
+    made.prompt([square(), square(40)], atomic=True)
+    made.step(images()[1], 2 * SECOND)
+    state = made.stream.state_dict()
+    planes = state["_masks"].nbytes + sum(t.mask.nbytes for t in state["_current"].tracks)
+    assert planes == 2 * 2 * SIZE[0] * SIZE[1]
+    expected = made.stream.state_bytes + planes + state["_M"].nbytes
+    assert made.stream.snapshot_bytes == expected
+    assert made.history.from_stamp(2 * SECOND)[0].nbytes == expected + images()[1].nbytes

@@ -7,10 +7,12 @@ from typing import Any
 import harness  # noqa: F401  (chooses the DDS domain)
 import pytest
 import rclpy
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
 from ausm_ros import perception_node
+from ausm_ros.executor import ServiceThreadsExecutor
 from ausm_ros.perception_node import PerceptionNode
 from ausm_ros.runtime import Runtime
 
@@ -109,3 +111,35 @@ def test_an_error_on_activation_is_told(node: PerceptionNode, monkeypatch: pytes
     assert lines == ["not activated, the node goes back to unconfigured: qos override 'durabilty' is not known"]
     assert node._runtime is None and node._error == lines[0]
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS  # so it is unconfigured
+
+
+def test_giving_up_frees_a_node_that_an_operator_has_deactivated(node: PerceptionNode) -> None:
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node._runtime is not None
+    node._give_up()  # the transition to inactive is not to be had any more
+    assert node._runtime is None
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS  # so it is unconfigured
+
+
+def test_what_another_thread_destroys_does_not_end_the_node(
+    node: PerceptionNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rclpy #1142: a transition destroys a subscription while the executor builds its set of what to wait for."""
+    executor = ServiceThreadsExecutor()
+    done: list[str] = []
+    node.create_timer(0.0, lambda: done.append("timer"))
+    executor.add_node(node)
+    wait = executor._wait_for_ready_callbacks
+
+    def gone(*arguments: Any, **options: Any) -> Iterator[Any]:
+        monkeypatch.setattr(executor, "_wait_for_ready_callbacks", wait)
+        raise rclpy_implementation.InvalidHandle("cannot use Destroyable because destruction was requested")
+        yield
+
+    monkeypatch.setattr(executor, "_wait_for_ready_callbacks", gone)
+    executor.spin_once(1.0)
+    assert not done
+    for _ in range(20):
+        executor.spin_once(1.0)
+    assert done
+    executor.shutdown()

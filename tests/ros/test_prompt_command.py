@@ -113,6 +113,8 @@ def test_the_list_tells_names_and_classes(fields: dict[str, Any], end: str, caps
         (["remove", "1", "99999999999"], "'99999999999' is not a track id"),
         (["remove"], "give the track ids, or --all"),
         (["list", "more"], "list takes no words: 'more'"),
+        (["--track-id", "99999999999", "--box", "1,1,5,5"], "'99999999999' is not a track id"),
+        (["--track-id=-1", "--box", "1,1,5,5"], "'-1' is not a track id"),
     ],
 )
 def test_wrong_command_lines(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,5 +178,7 @@ def test_prompts_of_the_page() -> None:
     prompt = make_prompt({"points": [[1, 2, 1], [3, 4, 0]], "name": "x" * 300, "track_id": 7})
     assert list(prompt.point_x) == [1, 3] and list(prompt.point_labels) == [1, 0]
     assert len(prompt.name) == 256 and prompt.track_id == 7
+    with pytest.raises(BadRequest, match="-1 is negative"):
+        make_prompt({"box": [1, 2, 3, 4], "track_id": -1})
     with pytest.raises(BadRequest):
         make_prompt({"box": [1, 2, 3]})

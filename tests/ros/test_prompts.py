@@ -166,8 +166,8 @@ def test_bombs_are_refused_before_anything_is_allocated() -> None:
         tracemalloc.stop()
 
 
-def codes(*messages: Message, scene: Scene = SCENE, reserved: tuple[str, ...] = ()) -> list[Code]:
-    return [c.code if isinstance(c, Refusal) else Code.OK for c in check_prompts(messages, scene, reserved)]
+def codes(*messages: Message, scene: Scene = SCENE, reserved: dict[str, int] | None = None) -> list[Code]:
+    return [c.code if isinstance(c, Refusal) else Code.OK for c in check_prompts(messages, scene, reserved or {})]
 
 
 def test_ids_and_names() -> None:
@@ -178,7 +178,9 @@ def test_ids_and_names() -> None:
     assert codes(by_rle(square(), name="cup", track_id=3)) == [Code.OK]  # its own name
     assert codes(by_rle(square(), name="cup", track_id=5)) == [Code.DUPLICATE_NAME]
     assert codes(by_rle(square(), name="new"), by_rle(square(), name="new")) == [Code.OK, Code.DUPLICATE_NAME]
-    assert codes(by_rle(square(), name="waits"), reserved=("waits",)) == [Code.DUPLICATE_NAME]
+    assert codes(by_rle(square(), name="waits"), reserved={"waits": 0}) == [Code.DUPLICATE_NAME]
+    assert codes(by_rle(square(), name="waits", track_id=3), reserved={"waits": 5}) == [Code.DUPLICATE_NAME]
+    assert codes(by_rle(square(), name="cup", track_id=3), reserved={"cup": 3}) == [Code.OK]  # corrected twice
     assert codes(by_rle(square(), name="x" * 300)) == [Code.DUPLICATE_NAME]
     assert codes(by_rle(square() & False, name="a"), by_rle(square(), name="a")) == [Code.EMPTY_MASK, Code.OK]
 

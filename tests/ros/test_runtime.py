@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
@@ -15,6 +16,8 @@ from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 
 from ausm_ros.messages import to_image, to_time
+from ausm_ros.prompts import ObjectPrompt
+from ausm_ros.runtime import OWN_THREADS, use_threads
 from bench.fuzz_rig import Rig
 from bench.scripted_stream import ScriptedStream
 
@@ -98,3 +101,37 @@ def test_stamps_of_zero_are_one_warning_and_a_count(rig: Rig) -> None:
     assert rig.warnings == {"camera: image with stamp 0 dropped: its masks could not be matched to it (said once)": 1}
     assert rig.counts.totals(("zero_stamp",)) == {"zero_stamp": 3} and rig.task.mailbox.since() is None
     assert rig.counts.last_error()[0].startswith("image with stamp 0 dropped")  # why nothing is processed
+
+
+def test_a_stamp_from_before_the_epoch_names_no_object_of_it(rig: Rig) -> None:
+    shape = dict(type=Prompt.BOX, box=RegionOfInterest(width=4, height=4))  # noqa: C408
+    session = rig.task.session
+    [outcome] = session.prompt([checked_box()], atomic=True)
+    assert (outcome.track_id, session.snapshot.began) == (1, 9 * SECOND)
+
+    def add(track_id: int, stamp: int) -> AddObjects.Response:
+        request = AddObjects.Request(prompts=[Prompt(track_id=track_id, **shape)], stamp=to_time(stamp))
+        return rig.answers["add_objects"](request, AddObjects.Response())
+
+    assert add(1, 9 * SECOND).success and add(0, 9 * SECOND - 1).success
+    early = add(1, 9 * SECOND - SECOND // 4)
+    assert early.message.startswith("STALE_STAMP") and "began 0.250 s after the stamp" in early.message
+    rig.worker.stop()
+    rig.errors.clear()  # the prompts that waited
+
+
+def checked_box() -> ObjectPrompt:
+    mask = np.zeros((8, 12), bool)
+    mask[:4, :4] = True
+    return ObjectPrompt(mask)
+
+
+def test_no_threads_asked_for_is_pytorch_s_own_choice_again() -> None:
+    before = torch.get_num_threads()
+    try:
+        use_threads(OWN_THREADS + 1)
+        assert torch.get_num_threads() == OWN_THREADS + 1
+        use_threads(0)
+        assert torch.get_num_threads() == OWN_THREADS
+    finally:
+        torch.set_num_threads(before)

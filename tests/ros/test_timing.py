@@ -41,3 +41,12 @@ def test_rate_of_a_monotonic_clock() -> None:
     limit = RateLimit()
     assert [limit.allows(t, 10.0) for t in (1.0, 1.05, 1.11, 1.15, 1.22)] == [True, False, True, False, True]
     assert all(RateLimit().allows(t, 0.0) for t in (1.0, 1.0, 1.0))
+
+
+def test_a_higher_rate_holds_at_once() -> None:
+    gate = StampGate()
+    assert gate.check(SECOND, period=100 * SECOND) is Verdict.ACCEPT
+    assert gate.check(2 * SECOND, period=100 * SECOND) is Verdict.LIMITED
+    assert gate.check(2 * SECOND, period=SECOND // 10) is Verdict.ACCEPT
+    limit = RateLimit()
+    assert [limit.allows(1.0, 0.01), limit.allows(2.0, 0.01), limit.allows(2.0, 10.0)] == [True, False, True]
