@@ -26,7 +26,6 @@ from ausm.scaling import image_repeat, spatial_traversal
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
 DUPLICATE_IOU = 0.7  # between showings, as the stream's `dedupe_iou`
 SIGMA = 0.5  # of the Gaussian of Soft-NMS (Bodla et al. 2017)
-STABLE = 1.0  # logits around 0 between which the edge of a good mask hardly moves
 MOST = 100  # detections per image that COCO looks at
 
 
@@ -64,10 +63,9 @@ def detect(
 ) -> Detections:
     """All queries of the last showing: those of tracks begun on earlier showings and the detection queries.
 
-    showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness
-    times its mean probability inside, and with a head by the class probability in place of objectness (Mask2Former).
-    Without a head also times its stability: objectness taught without `loss.quality` does not know how good a mask
-    became (docs/checkpoints/findings.md).
+    showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness,
+    which `loss.quality` taught how good the mask is (docs/checkpoints/findings.md), and with a head by the class
+    probability times its mean probability inside (Mask2Former).
     dedupe: a mask is one thing in one place (`ausm.parts`: what lies further than `part_gap` from it is not), and what
     overlaps better masks has a lower score (Soft-NMS); without it every query counts as it is (Mask2Former).
     """
@@ -99,9 +97,9 @@ def detect(
         marks = marks_from_logits(exclusive(torch.cat((logits[:K], logits[kept]))), state.size)
         ids = torch.arange(K + len(kept), device=device)
     logits, objectness = own(out.masks[0].float()), out.objectness[0].float().sigmoid()
-    quality = mask_confidence(logits) * (logits > 0).flatten(1).any(1)
-    if head is None:
-        quality = quality * stability(logits)
+    quality = (logits > 0).flatten(1).any(1).float()
+    if head is not None:
+        quality = quality * mask_confidence(logits)
     if dedupe:
         quality = quality * decay(logits > 0, objectness * quality)
     if head is None:
@@ -130,12 +128,6 @@ def decay(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         left[best] = False
         factors = torch.where(left, factors * lowered[best], factors)
     return factors
-
-
-def stability(logits: torch.Tensor) -> torch.Tensor:
-    """(Q, H, W) logits -> (Q,) IoU of each mask cut at +1 and at -1 (Kirillov et al. 2023); 0 for an empty one."""
-    tight, wide = ((logits > cut).flatten(1).sum(1) for cut in (STABLE, -STABLE))
-    return tight / wide.clamp(min=1)
 
 
 def load_annotations(path: Path) -> COCO:

@@ -121,13 +121,6 @@ def test_queries_of_a_model(model) -> None:
         detect(model, [image, image[:32]], 64)
 
 
-def test_stability_is_the_overlap_of_two_cuts() -> None:
-    logits = torch.full((3, 4, 8), -9.0)
-    logits[0, :, :4] = 9.0  # sharp
-    logits[1, :, :4], logits[1, :, 4:6] = 9.0, -0.5  # 16 of 24 pixels hold above +1, all above -1
-    assert torch.allclose(images.stability(logits), torch.tensor([1.0, 16 / 24, 0.0]))
-
-
 class OnImages(ScriptedModel):
     """With the state of a model, whose storage is its own choice."""
 
@@ -189,17 +182,20 @@ def test_decay_by_hand() -> None:
     assert factors.tolist() == pytest.approx([one * two, one, 1.0, 1.0])
 
 
-def test_a_sharp_mask_ranks_before_a_soft_one() -> None:
+def test_without_classes_objectness_alone_ranks() -> None:
+    """It was taught how good its mask is: how sharp the mask is does not count."""
+
     class Model(OnImages):
         def predict(self, state, image, ids, active=None):
             out = super().predict(state, image, ids)
             masks = out.masks.clone()
-            masks[0, 0] = masks[0, 0] / 10  # 0.5 inside: half of it is gone at +1
+            masks[0, 0] = masks[0, 0] / 10
             return out._replace(masks=masks)
 
-    world = {"soft": ((8, 8, 40, 40), 2.0), "sharp": ((8, 48, 40, 80), 2.0)}
+    world = {"soft": ((8, 8, 40, 40), 3.0), "sharp": ((8, 48, 40, 80), 2.0)}
     found = detect(Model([world]), [np.zeros((64, 96, 3), np.uint8)], 64)
-    assert found.masks[0][20, 60] and found.scores[1] == 0  # equal objectness
+    assert found.masks[0][20, 20] and found.masks[1][20, 60]
+    assert found.scores == pytest.approx(torch.tensor([3.0, 2.0]).sigmoid().numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
