@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the table with more labels")
     parser.add_argument("--least", type=float, default=LEAST, help="least score of a label (default %(default)s)")
-    parser.add_argument("--short-side", type=int, help="working size in pixels (default: the model's own)")
+    parser.add_argument("--short-side", type=int, help="working size in pixels (default: as `ausm eval coco`)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

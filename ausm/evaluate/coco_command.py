@@ -15,7 +15,7 @@ from ausm import weights
 from ausm.arguments import add_model_arguments, add_part_gap
 from ausm.checks import check_out_folder
 from ausm.errors import InputError
-from ausm.evaluate.images import coco, deduped
+from ausm.evaluate.images import coco, deduped, photo_side
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +69,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"ausm: the detections on the first {done} of {images} images are in {partial}", file=sys.stderr)
 
     digest = weights.sha256(weights.resolve(args.checkpoint))
+    model = ausm.load(args.checkpoint, device=args.device)
+    short_side = args.short_side or photo_side(model)
     result, _ = coco(
-        ausm.load(args.checkpoint, device=args.device),
+        model,
         args.images,
         args.annotations,
         class_agnostic=args.class_agnostic,
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         traversal=args.traversal,
         dedupe=args.dedupe,
         part_gap=args.part_gap,
-        short_side=args.short_side,
+        short_side=short_side,
         limit=args.limit,
         progress=progress,
         keep=keep,
@@ -87,6 +89,10 @@ def run(args: argparse.Namespace) -> int:
     for name, value in result._asdict().items():
         print(f"{name:<10} {value:6.1f}" if isinstance(value, float) else f"{name:<10} {value:4d}")
     figures = {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
-    settings = {"dedupe": deduped(args.dedupe, args.class_agnostic), "part_gap": args.part_gap}
+    settings = {
+        "dedupe": deduped(args.dedupe, args.class_agnostic),
+        "part_gap": args.part_gap,
+        "short_side": short_side,
+    }
     print(json.dumps(figures | settings | {"checkpoint_sha256": digest}))
     return 0

@@ -25,6 +25,7 @@ from ausm.scaling import image_repeat, spatial_traversal
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
 DUPLICATE_IOU = 0.7  # between showings, as the stream's `dedupe_iou`
+PHOTO_SIDE = {"nano": 384}  # by model, where photos gain by a size too slow for a stream (docs/checkpoints/nano.md)
 SIGMA = 0.5  # of the Gaussian of Soft-NMS (Bodla et al. 2017)
 MOST = 100  # detections per image that COCO looks at
 
@@ -66,6 +67,7 @@ def detect(
     showings: (H, W, 3) uint8 RGB of one size. head: class head for class-aware results. A mask is scored by objectness,
     which `loss.quality` taught how good the mask is (docs/checkpoints/findings.md), and with a head by the class
     probability times its mean probability inside (Mask2Former).
+    short_side: None = `photo_side`.
     dedupe: a mask is one thing in one place (`ausm.parts`: what lies further than `part_gap` from it is not), and what
     overlaps better masks has a lower score (Soft-NMS); without it every query counts as it is (Mask2Former).
     """
@@ -73,7 +75,7 @@ def detect(
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
 
     device = model.X_0.device
-    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or model.config.short_side)
+    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or photo_side(model))
     state = model.new_state(g.inner_height, g.inner_width)
     ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
     marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
@@ -114,6 +116,12 @@ def detect(
     keep = [n for n, q in enumerate(queries) if masks[q].any()]
     classes = (best.indices % scores.shape[1]).cpu().numpy()
     return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
+
+
+def photo_side(model: Any) -> int:
+    """Short side in pixels at which a model looks at photos, where nobody asks for another."""
+    side: int = PHOTO_SIDE.get(model.config.name, model.config.short_side)
+    return side
 
 
 def decay(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -202,9 +210,10 @@ def coco(
     """COCO average precision of a model; returns the figures and the results in COCO's own form. Nothing is written.
 
     class_agnostic: one class, scored without the head; else the classes of `head`, in the order of the file's category
-    ids. repeat, traversal: inference scaling. dedupe, part_gap: see `detect`; dedupe: None = where class_agnostic.
-    limit: only the images of the lowest ids. progress: wraps the list of image ids. keep: called once with the results,
-    the number of images they are of and that of all, before they are judged; fewer than all where the run breaks off.
+    ids. repeat, traversal: inference scaling. dedupe, part_gap, short_side: see `detect`; dedupe: None = where
+    class_agnostic. limit: only the images of the lowest ids. progress: wraps the list of image ids. keep: called once
+    with the results, the number of images they are of and that of all, before they are judged; fewer than all where the
+    run breaks off.
     Raises InputError for a missing image (before the first is run), one that cannot be read, a head of another number
     of classes, a limit or repeat below 1; AusmError for a part_gap out of range.
     """
