@@ -22,7 +22,7 @@ from ausm.errors import AusmError, InputError
 from ausm.evaluate.images import detect, load_annotations, read_annotated
 from ausm.metrics.tubes import encode_segmentation
 
-LEAST = 0.3  # score: objectness x mean probability inside x stability
+LEAST = 0.5  # score of `detect`: objectness, lowered by Soft-NMS
 COVERED = 0.3  # of the smaller of the two masks: what a label covers that much is taken for the labelled thing
 MIN_AREA = 200  # pixels of the photo
 
