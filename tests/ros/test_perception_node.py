@@ -1,5 +1,6 @@
 """The lifecycle node inside this process: parameters that change while it is configured, and errors on activation."""
 
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from ausm_ros import executor as executor_module
 from ausm_ros import perception_node
 from ausm_ros.executor import ServiceThreadsExecutor
 from ausm_ros.perception_node import PerceptionNode
@@ -125,6 +127,7 @@ def test_what_another_thread_destroys_does_not_end_the_node(
     node: PerceptionNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """rclpy #1142: a transition destroys a subscription while the executor builds its set of what to wait for."""
+    monkeypatch.setattr(executor_module, "_spinning", threading.local())  # else this thread would spin for good
     executor = ServiceThreadsExecutor()
     done: list[str] = []
     node.create_timer(0.0, lambda: done.append("timer"))
