@@ -109,7 +109,12 @@ class CameraTask:
     @property
     def waiting_prompts(self) -> list[ObjectPrompt]:
         """Objects that services have queued and no image has taken up yet."""
-        return [p for request in self._prompts if not request.future.done() for p in request.prompts]
+        return [p for request in self._unanswered for p in request.prompts]
+
+    @property
+    def _unanswered(self) -> list[PromptRequest]:
+        """In their order, without those that are over and about to leave the queue."""
+        return [r for r in self._prompts if not r.future.done()]
 
     def post(self, call: Callable[[], Any]) -> "Future[Any]":
         """Runs `call` in the worker before the next image."""
@@ -145,12 +150,12 @@ class CameraTask:
     def _prompt_is_due(self) -> bool:
         """A prompt names exactly the image the session stands on, so need not wait for another."""
         stamp = self.session.snapshot.stamp
-        return stamp > 0 and any(0 < r.stamp <= stamp and not r.future.done() for r in self._prompts)
+        return stamp > 0 and any(0 < r.stamp <= stamp for r in self._unanswered)
 
     def _apply_prompts(self, next_image: bool = False) -> None:
         """Applies the requests whose time has come to the image the session stands on."""
         snapshot = self.session.snapshot
-        for request in self._prompts:  # one leaves the queue when it is answered: until then its names are taken
+        for request in self._unanswered:  # one leaves the queue when it is answered: until then its names are taken
             if not (next_image if request.stamp == 0 else request.stamp <= snapshot.stamp):
                 continue
             if request.names_ids and request.epoch not in (None, snapshot.epoch):
@@ -181,7 +186,7 @@ class CameraTask:
 
     def refuse_waiting(self, code: Code, message: str) -> None:
         """Answers every queued request that can no longer be carried out."""
-        for request in self._prompts:
+        for request in self._unanswered:
             self._refuse(request, code, message)
         while self._calls:
             self._calls.popleft()[1].cancel()
@@ -269,7 +274,7 @@ class CameraTask:
         forgotten = self.session.snapshot.in_use
         epoch = self.session.new_epoch()
         self._log_event(event, f"epoch {epoch} begins ({event}), {forgotten} objects are forgotten")
-        for request in self._prompts:
+        for request in self._unanswered:
             if request.stamp or request.names_ids:
                 image = f"an image of stamp {request.stamp} ns" if request.stamp else "the next image"
                 ids = f": {OTHER_IDS}" if request.names_ids else ""

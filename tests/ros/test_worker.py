@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_bench import SIZE, Bench, prompt
+from worker_bench import SIZE, Bench, prompt, running
 
 from ausm.errors import ImageError
 from ausm.masks import Box
@@ -24,11 +24,8 @@ REMOVED, TRACKED = TrackState.REMOVED, TrackState.TRACKED
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    made = Bench()
-    made.worker.start()
-    yield made
-    made.worker.stop()
-    assert not made.fatal
+    with running() as made:
+        yield made
 
 
 def test_newest_image_wins_and_the_others_are_counted(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from worker_bench import Bench, prompt
+from worker_bench import Bench, prompt, running
 
 from ausm_ros.prompts import Code
 from ausm_ros.worker import PromptRequest
@@ -13,11 +13,8 @@ from ausm_ros.worker import PromptRequest
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    made = Bench()
-    made.worker.start()
-    yield made
-    made.worker.stop()
-    assert not made.fatal
+    with running() as made:
+        yield made
 
 
 def test_an_id_of_an_old_epoch_is_no_id_of_the_new_one(bench: Bench) -> None:
@@ -73,3 +70,21 @@ def test_out_of_memory_in_a_prompt_is_answered_and_fatal(bench: Bench, monkeypat
     bench.worker.stop()
     assert other.future.result(10).outcomes[0].code == Code.NOT_ACTIVE
     bench.errors.clear()
+
+
+def test_a_request_withdrawn_and_not_yet_out_of_the_queue_is_passed_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread may rest between the two; to notify a future twice is an error, which would cost an epoch."""
+    bench.show()
+    task = bench.tasks[0]
+    monkeypatch.setattr(task, "_drop_finished", lambda: None)
+    request = PromptRequest([prompt()], atomic=True)
+    task.post_prompts(request)
+    assert request.future.cancel()
+    before = task.session.epoch
+    for _ in range(3):
+        bench.show()
+    task.post(partial(task.reset, "resets"))
+    bench.show()
+    assert task.session.epoch == before + 1 and not bench.errors

@@ -1,7 +1,8 @@
 """A worker on scripted streams, for tests: images are put in by hand, reports and errors are collected."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,16 @@ class Bench:
         self.put(**options)
         self.wait(lambda: len(self.reports) > number)
         return self.reports[-1][1]
+
+
+@contextmanager
+def running() -> Iterator[Bench]:
+    """A bench whose worker runs; nothing fatal may be left at the end."""
+    made = Bench()
+    made.worker.start()
+    yield made
+    made.worker.stop()
+    assert not made.fatal
 
 
 def prompt(**fields: Any) -> ObjectPrompt:
