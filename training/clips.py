@@ -3,7 +3,7 @@
 Sizes: T frames, N instances, H x W pixels of the training crop.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class ClipConfig:
     frames: int = 8  # T
     size: tuple[int, int] = (256, 448)  # (H, W) of the training crop
     max_instances: int = 20  # the largest are kept
-    max_exhaustive: int = 24  # the same for exhaustive sources: what is dropped there would be taught as background
+    max_exhaustive: int = 40  # the same for exhaustive sources: what is dropped there would be taught as background
     min_pixels: int = 16  # a smaller visible part counts as absent on that frame
 
     max_stride: int = 4  # real videos: stride uniform in 1..max_stride
@@ -75,6 +75,7 @@ class ClipConfig:
                 f"frames {self.frames}, size {self.size}, max_instances {self.max_instances}, max_stride "
                 f"{self.max_stride}: need >= 1, >= 16 px, >= 1, >= 1"
             )
+        check_least(self, {"max_exhaustive": 1, "min_pixels": 1, "max_paste": 1})
         check_chances(self, CHANCES)
 
 
@@ -82,6 +83,13 @@ def check_chances(config: object, names: Iterable[str]) -> None:
     """Raises ClipDataError naming the fields that are no probabilities."""
     if wrong := {name: getattr(config, name) for name in names if not 0 <= getattr(config, name) <= 1}:
         raise ClipDataError(f"probabilities outside 0..1: {wrong}")
+
+
+def check_least(config: object, least: Mapping[str, float]) -> None:
+    """Raises ClipDataError naming the fields below the least value that makes sense."""
+    if wrong := {name: getattr(config, name) for name in least if not getattr(config, name) >= least[name]}:
+        needed = {name: least[name] for name in wrong}
+        raise ClipDataError(f"too small: {wrong}, need at least {needed}")
 
 
 def plain(frames: int, size: tuple[int, int], max_instances: int = 20) -> ClipConfig:

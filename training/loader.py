@@ -107,8 +107,10 @@ class ClipBatches(Dataset[Batch]):
     ) -> None:
         if not sources or min(source.weight for source in sources) < 0 or not sum(s.weight for s in sources) > 0:
             raise ClipDataError(f"{len(sources)} sources with weights {[source.weight for source in sources]}")
-        if batch < 1 or batch % (world * parts) or not 0 <= rank < world:
+        if min(batch, world, parts) < 1 or batch % (world * parts) or not 0 <= rank < world:
             raise ClipDataError(f"batch {batch} over world {world} x parts {parts}, rank {rank}")
+        if seed < 0:
+            raise ClipDataError(f"seed {seed}: need a whole number >= 0")
         self.sources, self.config, self.seed = tuple(sources), config, seed
         used = [source.reader for source in sources if source.weight > 0]  # 0 leaves a source out, its cut-outs as well
         real = [reader for reader in used if reader.head != "sim"]  # photographed edges and light

@@ -1,6 +1,6 @@
 """L = sum_t L_trk + L_det (Alg. 2 l. 8) with Mask2Former's terms, deep supervision and point sampling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 from ausm.errors import InputError
 from ausm.model import AUSM
 from ausm.pixel_decoder import Predictions
+from training.clips import check_chances, check_least
 from training.matcher import match
 from training.preprocess import Targets
 from training.seed_loss import seed_loss, way_to_seeds
@@ -36,6 +37,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.quality_all and not self.quality:
             raise InputError("quality_all is part of quality: set both")
+        weights = [field.name for field in fields(self) if field.name.startswith("w_")]
+        check_least(self, {"points": 1, "oversample": 1, **dict.fromkeys((*weights, "no_object", "deep"), 0)})
+        check_chances(self, ("importance",))
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:

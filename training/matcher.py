@@ -25,11 +25,13 @@ def match(
     w_class, w_mask, w_dice = weights
     logits, targets = logits.float(), targets.float()
     points = logits.shape[-1]
-    # BCE(x, y) = softplus(x) - x y, summed over points: a matrix product instead of a (F, Q, K, P) tensor
-    inner = logits @ targets.transpose(1, 2)
-    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - inner) / points
     p = logits.sigmoid()
-    dice_cost = 1 - (2 * (p @ targets.transpose(1, 2)) + 1) / (p.sum(-1)[..., None] + targets.sum(-1)[:, None] + 1)
+    # BCE(x, y) = softplus(x) - x y, summed over points: a matrix product instead of a (F, Q, K, P) tensor.
+    # Both sums nearly cancel, so neither may run in the half precision of the trainer's autocast
+    with torch.autocast(logits.device.type, enabled=False):
+        inner, shared = logits @ targets.transpose(1, 2), p @ targets.transpose(1, 2)
+    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - inner) / points
+    dice_cost = 1 - (2 * shared + 1) / (p.sum(-1)[..., None] + targets.sum(-1)[:, None] + 1)
     cost = w_mask * mask_cost + w_dice * dice_cost - w_class * objectness.float().sigmoid()[..., None]
     if extra is not None:
         cost = cost + extra

@@ -51,7 +51,7 @@ def add_labels(
     category, before = min(truth.cats), len(table["annotations"])
     for image_id in tqdm(sorted(truth.imgs), unit="image", file=sys.stderr):
         image = read_annotated(truth.imgs[image_id], images)
-        found = detect(model, [image], short_side)
+        found = detect(model, [image], short_side, dedupe=True)
         labels = [mask for row in truth.imgToAnns[image_id] if (mask := truth.annToMask(row) > 0).any()]
         for mask, score in zip(found.masks, found.scores, strict=True):
             area = int(mask.sum())

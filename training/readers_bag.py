@@ -124,12 +124,23 @@ def _label_topic(path: Path, images: str) -> str:
 
 
 def _pairs(path: Path, images: str, labels: str) -> Iterator[tuple[int, int]]:
-    """Times of receipt of images and labels with equal header stamps, in the order of the images."""
+    """Times of receipt of images and labels with equal header stamps, in the order of the images.
+
+    Raises ClipDataError where stamps are missing (0): which labels an image has cannot be told then.
+    """
     received: dict[str, dict[int, int]] = {images: {}, labels: {}}
+    unstamped = dict.fromkeys(received, 0)
     with open_reader(path) as reader:
         connections = [c for c in reader.connections if c.topic in received]
         for connection, time, data in reader.messages(connections):
-            received[connection.topic].setdefault(header_stamp(data), time)
+            stamp = header_stamp(data)
+            unstamped[connection.topic] += stamp == 0
+            received[connection.topic].setdefault(stamp, time)
+    for topic, count in unstamped.items():
+        if count > 1:  # one may be the start of a simulated clock
+            raise ClipDataError(
+                f"{path}: {count} messages of {topic} have no header stamp (0), images and labels need one"
+            )
     for stamp, time in received[images].items():
         if stamp in received[labels]:
             yield time, received[labels][stamp]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from training.clips import ClipDataError
+from training.packed import Packed
 from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, is_development_photo, read_rgb, set_object
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class CocoReader:
                     by_image.setdefault(annotation["image_id"], []).append(annotation)
             if classes:
                 self.category_names = tuple(str(category["name"]) for category in categories)
-            self._items: list[tuple[str, list[tuple[int, Any]]]] = []
+            items: list[tuple[str, list[tuple[int, Any]]]] = []
             left_out = 0
             for image in sorted(data["images"], key=lambda image: image["id"]):
                 file = Path(image["file_name"])
@@ -146,22 +147,24 @@ class CocoReader:
                     continue
                 found = sorted(found, key=lambda a: (-a["area"], a["id"]))[:MAX_OBJECTS]  # largest first
                 objects = [(index_of[a["category_id"]] if classes else -1, a["segmentation"]) for a in found]
-                self._items.append((image["file_name"], objects))
+                items.append((image["file_name"], objects))
         except (KeyError, TypeError) as error:
             raise ClipDataError(f"{annotations}: malformed COCO annotations ({error!r})") from error
-        if not self._items:
+        if not items:
             raise ClipDataError(f"{annotations}: no image is left to train on")
         if exhaustive and left_out:
             log.info(
                 "source %s: %d of %d images have crowd regions and are left out; a second source with crowded = true "
-                "and exhaustive = false reads them", name, left_out, left_out + len(self._items),
+                "and exhaustive = false reads them", name, left_out, left_out + len(items),
             )  # fmt: skip
+        self._files = [file for file, _ in items]
+        self._objects = Packed(objects for _, objects in items)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._files)
 
     def item_name(self, item: int) -> str:
-        return Path(self._items[item][0]).stem
+        return Path(self._files[item]).stem
 
     def length(self, item: int) -> int:
         return 1
@@ -169,8 +172,8 @@ class CocoReader:
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """One image; frames must be zeros. Raises ClipDataError."""
         check_frames(self, item, frames)
-        file_name, objects = self._items[item]
-        path = self.images / file_name
+        objects = self._objects[item]
+        path = self.images / self._files[item]
         image = read_rgb(path)
         height, width = image.shape[:2]
         bits = np.zeros((height, width, channels(len(objects))), np.int32)

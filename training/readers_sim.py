@@ -17,6 +17,8 @@ class ClipStore(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, item: int) -> str: ...
+
     def length(self, item: int) -> int: ...
 
     def meta(self, item: int) -> dict[str, Any]: ...
@@ -27,7 +29,8 @@ class ClipStore(Protocol):
 
 
 class SimReader:
-    """A store of simulated clips as a reader. `exclude`: item names ("clip 12" is "12") kept for judging.
+    """A store of simulated clips as a reader. `exclude`: item names kept for judging, as
+    `item_name` tells them: clip_00000012.npz is "12", in a sub-folder "night/12".
 
     alone: of every scene only the object that it hides is labelled, as when an operator prompts one thing among many.
     The clips must be of a scenario that hides one.
@@ -40,7 +43,7 @@ class SimReader:
     ) -> None:
         self.name, self._store, self._alone = name, store, alone
         self.exhaustive = not alone
-        self._items = [item for item in range(len(store)) if str(item) not in exclude]
+        self._items = [item for item in range(len(store)) if store.name(item) not in exclude]
         if not self._items:
             raise ClipDataError(f"{name}: no simulated clip is left to train on")
 
@@ -48,7 +51,7 @@ class SimReader:
         return len(self._items)
 
     def item_name(self, item: int) -> str:
-        return str(self._items[item])
+        return self._store.name(self._items[item])
 
     def length(self, item: int) -> int:
         with self._named(item):
@@ -77,7 +80,7 @@ class SimReader:
             yield
         except ClipDataError:
             raise
-        except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile) as error:
             raise ClipDataError(f"{self.name}/{self.item_name(item)}: {error!r}") from error
 
     def load(self, item: int, frames: Sequence[int]) -> RawClip:

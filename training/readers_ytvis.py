@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.clips import ClipDataError
+from training.packed import Packed
 from training.readers import MAX_OBJECTS, RawClip, channels, check_frames, check_one_size, read_rgb, set_object
 from training.readers_coco import load_json, mask_of
 
@@ -40,7 +41,7 @@ class YoutubeVisReader:
             for annotation in data["annotations"] or ():
                 tracks = by_video.setdefault(annotation["video_id"], [])
                 tracks.append((index_of[annotation["category_id"]], annotation["segmentations"]))
-            self._items = []
+            items: list[tuple[str, list[str], list[tuple[int, list[Any]]]]] = []
             for video in sorted(data["videos"], key=lambda video: video["id"]):
                 files = list(video["file_names"])
                 tracks = by_video.get(video["id"], [])[:MAX_OBJECTS]
@@ -49,25 +50,27 @@ class YoutubeVisReader:
                         raise ClipDataError(f"{annotations}: {files[:1]}: {len(masks)} masks for {len(files)} frames")
                 title = Path(files[0]).parts[0] if files else ""
                 if files and title not in exclude and (tracks or exhaustive):
-                    self._items.append((title, files, tracks))
+                    items.append((title, files, tracks))
         except (KeyError, TypeError, IndexError) as error:
             raise ClipDataError(f"{annotations}: malformed video annotations ({error!r})") from error
-        if not self._items:
+        if not items:
             raise ClipDataError(f"{annotations}: no video is left to train on")
+        self._videos = [(title, files) for title, files, _ in items]
+        self._tracks = Packed(tracks for _, _, tracks in items)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._videos)
 
     def item_name(self, item: int) -> str:
-        return self._items[item][0]
+        return self._videos[item][0]
 
     def length(self, item: int) -> int:
-        return len(self._items[item][1])
+        return len(self._videos[item][1])
 
     def load(self, item: int, frames: Sequence[int]) -> RawClip:
         """Frames in the given order; objects of the whole video keep their indices. Raises ClipDataError."""
         check_frames(self, item, frames)
-        _, files, tracks = self._items[item]
+        files, tracks = self._videos[item][1], self._tracks[item]
         images: list[np.ndarray] = []
         bits: list[np.ndarray] = []
         for frame in frames:

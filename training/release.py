@@ -69,7 +69,7 @@ def release(
             )
     manifest = {**manifest, **card}
     if len(sources) > 1:
-        manifest["averaged"] = [weights.sha256(source) for source in sources]
+        manifest["averaged"] = [weights.sha256(weights.resolve(source)) for source in sources]
         manifest["shares"] = list(shares) if shares is not None else [1.0] * len(sources)
     if shift:
         head = model.pixel_decoder.objectness
@@ -84,7 +84,9 @@ def release(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, nargs="+", required=True, help="averaged weights of the last stage")
+    parser.add_argument(
+        "--weights", type=Path, nargs="+", required=True, help="names or paths of averaged weights of the last stage"
+    )
     parser.add_argument("--shares", type=float, nargs="+", help="of the --weights in their mean (default: alike)")
     parser.add_argument("--card", type=Path, required=True, help=f"JSON with {', '.join(REQUIRED)}")
     parser.add_argument("--out", type=Path, required=True)

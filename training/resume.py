@@ -2,6 +2,7 @@
 every draw is a function of (seed, iteration, part of the batch)."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,24 @@ def load_run(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"nothing to resume: {path} does not exist")
     try:
         parts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return parts
 
 
 def parameter_groups(model: nn.Module, lr: float, backbone_scale: float, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW groups: no decay on vectors, embeddings, tables, A_log, D; the backbone at its own rate (Mask2Former)."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}  # by (backbone, plain), so that no setting changes who is where
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         table = name.split(".")[-1] in ("B", "relative_position_bias_table")  # ids; Swin's positions
         plain = p.ndim < 2 or id(p) in embeddings or table or getattr(p, "_no_weight_decay", False)
-        scale = backbone_scale if ".backbone." in f".{name}" else 1.0
-        groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(p)
-    return [{"params": v, "lr": k[0], "initial_lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]
+        groups.setdefault((".backbone." in f".{name}", plain), []).append(p)
+    made = []
+    for (backbone, plain), parameters in groups.items():
+        rate = lr * (backbone_scale if backbone else 1.0)
+        decay = 0.0 if plain else weight_decay
+        made.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    return made

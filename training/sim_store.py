@@ -19,12 +19,13 @@ from ausm.errors import InputError
 from training.sim_classes import SIM_CLASS_ID
 
 JPEG_QUALITY = 92
-PATTERN = "clip_*.npz"
+PREFIX = "clip_"
+PATTERN = f"{PREFIX}*.npz"
 
 
 def clip_path(root: Path, index: int) -> Path:
     """Where clip `index` of a store lies."""
-    return root / f"clip_{index:08d}.npz"
+    return root / f"{PREFIX}{index:08d}.npz"
 
 
 def _pack(blobs: list[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -55,6 +56,8 @@ def write_clip(
             file, frames=packed_frames, frame_ends=frame_ends, maps=packed_maps, map_ends=map_ends,
             meta=np.frombuffer(text.encode(), np.uint8),
         )  # fmt: skip
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty file under the final name
     partial.replace(path)
     return path.stat().st_size
 
@@ -85,6 +88,11 @@ class SimClips:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The number in the clip's file name, after its sub-folder if it has one: "12", "night/12"."""
+        path = self.paths[index].relative_to(self.root)
+        return (path.parent / path.stem.removeprefix(PREFIX).lstrip("0").rjust(1, "0")).as_posix()
 
     def meta(self, index: int) -> dict[str, Any]:
         """The JSON record of a clip: frames, height, width, rate, kind, seed, classes {instance id: name}."""
@@ -125,14 +133,14 @@ class SimClips:
     def _open(self, index: int) -> Any:
         try:
             return np.load(self.paths[index])
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise InputError(f"simulated clip {self.paths[index]} cannot be read: {error}") from error
 
     def _decode(self, index: int, store: Any, name: str, wanted: range, flags: int) -> NDArray[np.uint8]:
         """The wanted pictures, stacked: (T, H, W, 3) BGR or (T, H, W)."""
         try:
             data, ends = store[f"{name}s"], store[f"{name}_ends"]
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"simulated clip {self.paths[index]} is damaged: {error}") from error
         pictures = []
         for k in wanted:

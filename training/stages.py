@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from ausm.errors import InputError
-from training.clips import ClipConfig
+from training.clips import ClipConfig, check_chances, check_least
 from training.losses import LossConfig
 from training.noise import HistoryNoise
 
@@ -38,6 +38,12 @@ class Stage:
     noise: HistoryNoise | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)  # augmentations; its frames, size, max_instances: see above
+
+    def __post_init__(self) -> None:
+        least = {"frames": 1, "iterations": 1, "batch": 1, "max_instances": 1, "warmup": 0}
+        rates = {"lr": 0, "backbone_lr_scale": 0, "weight_decay": 0, "clip_norm": 0}
+        check_least(self, least | rates)
+        check_chances(self, ("cooldown", "ema", "first_p", "unknown_p", "self_fed"))
 
     def clip_config(self) -> ClipConfig:
         return replace(self.clips, frames=self.frames, size=self.size, max_instances=self.max_instances)
@@ -97,32 +103,50 @@ def _from_json(cls: type, values: dict[str, Any]) -> Any:
     return cls(**{k: tuple(v) if isinstance(v := values[k], list) else v for k in known})
 
 
+WHOLE = ""  # in a tree of settings: the text of the field itself
+
 RECIPES = {"nano": nano, "swin_t": paper, "swin_b": paper}
 
 
 def override(stage: Stage, settings: Sequence[str]) -> Stage:
-    """`--set a.b=c` on the frozen tree; the value is read as JSON, for a text as it is. Raises InputError."""
+    """`--set a.b=c` on the frozen tree; the value is read as JSON, for a text as it is. Raises InputError.
+
+    All take effect together, so that fields which need each other may come in any order; of two for one field the last
+    one counts.
+    """
+    tree: dict[str, Any] = {}
     for setting in settings:
         name, sep, text = setting.partition("=")
         if not sep:
             raise InputError(f"--set {setting!r}: expected name=value")
         if name in ("clips.frames", "clips.size", "clips.max_instances"):
             raise InputError(f"--set {setting!r}: {name.removeprefix('clips.')} is a field of the stage itself")
-        stage = _replace(stage, name.split("."), text)
-    return stage
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = {WHOLE: text}  # what was said of its fields before is gone
+    changed: Stage = _replace(stage, tree)
+    return changed
 
 
-def _replace(node: object, path: list[str], text: str) -> Any:
+def _replace(node: object, tree: dict[str, Any]) -> Any:
+    """`node` with the values of `tree`: by field, each a tree of its own, {WHOLE: text} for a value."""
     if not is_dataclass(node) or isinstance(node, type):
-        raise InputError(f"--set: {'.'.join(path)} of {node!r}, which has no fields")
-    names = {f.name for f in fields(node)}
-    if path[0] not in names:
-        raise InputError(f"--set: {type(node).__name__} has no field {path[0]!r}; fields: {sorted(names)}")
-    old = getattr(node, path[0])
-    if path[0] == "noise" and old is None and len(path) > 1:
-        old = HistoryNoise()  # a stage without: begins with the defaults
-    inner = _value(path[0], old, text) if len(path) == 1 else _replace(old, path[1:], text)
-    return replace(node, **{path[0]: inner})
+        raise InputError(f"--set: {'.'.join(sorted(tree))} of {node!r}, which has no fields")
+    names, values = {f.name for f in fields(node)}, {}
+    for name, branch in tree.items():
+        if name not in names:
+            raise InputError(f"--set: {type(node).__name__} has no field {name!r}; fields: {sorted(names)}")
+        value = getattr(node, name)
+        if WHOLE in branch:
+            value = _value(name, value, branch[WHOLE])
+        if inner := {field: below for field, below in branch.items() if field != WHOLE}:
+            if name == "noise" and value is None:
+                value = HistoryNoise()  # a stage without: begins with the defaults
+            value = _replace(value, inner)
+        values[name] = value
+    return replace(node, **values)
 
 
 def _value(name: str, old: Any, text: str) -> Any:

@@ -19,6 +19,7 @@ from ausm.checks import check_out_folder
 from ausm.config import PRESETS
 from ausm.errors import AusmError, InputError
 from ausm.model import AUSM
+from training.clips import check_least
 from training.data_config import load_data_config
 from training.pretrained import load_pretrained_backbone
 from training.stages import RECIPES, Stage, override
@@ -105,6 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains the stage to its end, or to --stop-at. Raises AusmError."""
+    check_least(args, {"parts": 1, "threads": 1, "workers": 0, "seed": 0, "max_skipped": 0, "save_every": 0})
+    if args.stop_at is not None:
+        check_least(args, {"stop_at": 0})
     check_out_folder(args.out)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     torch.set_num_threads(args.threads)

@@ -233,7 +233,7 @@ class Trainer:
     def run(self, manifest: dict[str, Any]) -> None:
         """From the current position to the end of the stage, saving as it goes."""
         r, s = self.run_config, self.stage
-        last = min(s.iterations, r.stop_at or s.iterations)
+        last = s.iterations if r.stop_at is None else min(s.iterations, r.stop_at)
         batches = ClipBatches(
             self.sources, s.clip_config(), r.seed, s.batch, rank=self.rank, world=self.world, parts=r.parts
         )

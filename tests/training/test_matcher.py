@@ -63,3 +63,16 @@ def test_exact_masks_are_found_and_nan_does_not_stop_training() -> None:
     assert sorted(q.tolist()) == [0, 1, 2] == sorted(k.tolist())
     f, q, k = match(logits, torch.zeros(1, 3), targets, torch.zeros(1, 3, dtype=torch.bool), WEIGHTS)
     assert len(f) == len(q) == len(k) == 0
+
+
+def test_the_trainers_autocast_does_not_touch_the_costs() -> None:
+    """Sums over many points nearly cancel: in bfloat16 the nearer of two alike masks would be told by chance."""
+    g = torch.Generator().manual_seed(0)
+    targets = (torch.rand(40, 6, 6144, generator=g) < 0.3).float()
+    logits = 8 * (targets[:, :1] - 0.5) + 0.5 * torch.randn(40, 12, 6144, generator=g)
+    inputs = logits, torch.zeros(40, 12), targets, torch.ones(40, 6, dtype=torch.bool), WEIGHTS
+    plain = match(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = match(*inputs)
+    for one, other in zip(plain, under, strict=True):
+        assert torch.equal(one, other)

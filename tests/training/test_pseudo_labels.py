@@ -27,7 +27,7 @@ FOUND = [
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = Detections([m for m, _ in FOUND], np.array([s for _, s in FOUND]), np.zeros(len(FOUND), int))
-    monkeypatch.setattr(pseudo_labels, "detect", lambda model, showings, short_side: everything)
+    monkeypatch.setattr(pseudo_labels, "detect", lambda model, showings, short_side, dedupe: everything)
 
 
 def test_what_no_label_covers_is_added(tmp_path: Path) -> None:
@@ -62,9 +62,11 @@ def test_covered_is_measured_on_the_smaller_mask() -> None:
 def test_labels_are_checked_against_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = Detections([NEW, box(12, 18, 24, 38)], np.array([0.8, 0.7]), np.zeros(2, int))
     asked = []
-    monkeypatch.setattr(pseudo_labels, "detect", lambda model, showings, short_side: asked.append(short_side) or twice)
+    monkeypatch.setattr(
+        pseudo_labels, "detect", lambda model, showings, *how, **parts: asked.append((how, parts)) or twice
+    )
     rows = add_labels(None, write_coco(tmp_path), tmp_path / "images", short_side=384)[0]["annotations"]
-    assert set(asked) == {384}
+    assert asked and all(call == ((384,), {"dedupe": True}) for call in asked)
     assert [row["score"] for row in rows if row["image_id"] == 502 and "score" in row] == [0.8]
 
 

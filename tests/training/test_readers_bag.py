@@ -120,6 +120,18 @@ def test_bags_without_labels_are_refused(tmp_path: Path) -> None:
         BagReader(tmp_path / "nowhere")
 
 
+def test_bags_without_stamps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be read as one still. One stamp of 0 is the start of a simulated clock."""
+    clock = TYPES["builtin_interfaces/msg/Time"]
+    monkeypatch.setitem(globals(), "header", lambda number: TYPES["std_msgs/msg/Header"](clock(0, number), "camera"))
+    write_bag(tmp_path / "clock", "labels", StoragePlugin.MCAP, skip_labels=())
+    assert BagReader(tmp_path / "clock").length(0) == 6
+    monkeypatch.setitem(globals(), "header", lambda number: TYPES["std_msgs/msg/Header"](clock(0, 0), "camera"))
+    write_bag(tmp_path / "none", "labels", StoragePlugin.MCAP, skip_labels=())
+    with pytest.raises(ClipDataError, match="6 messages of /camera/image have no header stamp"):
+        BagReader(tmp_path / "none").length(0)
+
+
 def test_broken_bags_are_named(tmp_path: Path) -> None:
     write_bag(tmp_path / "run", "labels", StoragePlugin.MCAP)
     file = next((tmp_path / "run").glob("*.mcap"))

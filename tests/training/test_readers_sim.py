@@ -1,5 +1,6 @@
 """Simulated clips: frames in any order out of strided reads."""
 
+from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -9,7 +10,8 @@ from layouts import box, frame_number, image_of
 
 from training.clips import ClipDataError
 from training.readers import KnowsAbsences, get_object
-from training.readers_sim import SimReader
+from training.readers_sim import SimReader, sim
+from training.sim_store import write_clip
 
 
 class Store:
@@ -17,6 +19,9 @@ class Store:
 
     def __len__(self) -> int:
         return 3
+
+    def name(self, item: int) -> str:
+        return str(item)
 
     def length(self, item: int) -> int:
         return 10
@@ -75,3 +80,22 @@ def test_a_hidden_object_may_be_the_only_one_labelled() -> None:
     assert SimReader(Store()).load(2, [1]).class_ids.tolist() == [1, 2]
     with pytest.raises(ClipDataError, match="sim/0: hides no object"):
         reader.load(0, [1, 2])
+
+
+def test_clips_are_excluded_by_the_number_in_their_name(tmp_path: Path) -> None:
+    """Not by their place among those that are there, nor in one sub-folder for another."""
+    about = {"rate": 10.0, "kind": "desk", "seed": 1, "classes": {}}
+    still = [np.zeros((8, 8, 3), np.uint8)], [np.zeros((8, 8), np.uint8)]
+    for folder, number in (("a", 0), ("a", 1), ("a", 3), ("b", 0), ("b", 30)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_clip(tmp_path / folder / f"clip_{number:08d}.npz", *still, about)
+    reader = sim(tmp_path, exclude=["a/3", "b/0"])
+    assert [reader.item_name(item) for item in range(len(reader))] == ["a/0", "a/1", "b/30"]
+    assert [sim(tmp_path / "b", exclude=["30"]).item_name(0)] == ["0"]
+
+
+def test_an_empty_file_is_a_damaged_clip(tmp_path: Path) -> None:
+    """As a power cut leaves it."""
+    (tmp_path / "clip_00000004.npz").touch()
+    with pytest.raises(ClipDataError, match=r"sim/4: .*clip_00000004"):
+        sim(tmp_path).length(0)

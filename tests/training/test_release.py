@@ -82,3 +82,9 @@ def test_a_licence_that_is_not_that_of_the_weights_it_began_with_is_warned_about
     caplog.clear()
     release([path], {**CARD, "licence": "CC BY-NC 4.0"}, tmp_path / "out.safetensors")
     assert not caplog.records
+
+
+def test_a_released_checkpoint_is_averaged_by_its_name(tmp_path: Path) -> None:
+    """As docs/training.md shows it."""
+    manifest = release([Path("nano"), weights.resolve("nano")], CARD, tmp_path / "out.safetensors", shares=[1, 1])
+    assert manifest["averaged"] == [weights.sha256(weights.resolve("nano"))] * 2

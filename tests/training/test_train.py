@@ -88,11 +88,19 @@ def test_what_cannot_be_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (tmp_path / "cut.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"cut\.pt cannot be read"):
         one.resume(tmp_path / "cut.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    with pytest.raises(CheckpointError, match=r"text\.pt cannot be read"):
+        one.resume(tmp_path / "text.pt")
     trainer(tmp_path, dataclasses.replace(STAGE, lr=1.0)).resume(tmp_path / "last.pt")
     assert "other settings of the stage: ['lr']" in caplog.text
     with pytest.raises(CheckpointError, match=r"only='';.* would train 2 in groups of \[1, 1\], only='objectness'"):
         trainer(tmp_path, dataclasses.replace(STAGE, only="objectness")).resume(tmp_path / "last.pt")
     assert "other" in caplog.text and "draws" not in caplog.text
+    caplog.clear()
+    still = trainer(tmp_path, dataclasses.replace(STAGE, weight_decay=0.0))  # groups that decay alike are not one
+    still.resume(tmp_path / "last.pt")
+    assert "other settings of the stage: ['weight_decay']" in caplog.text
+    assert [group["weight_decay"] for group in still.optimizer.param_groups] == [0.0, 0.0]
     other = trainer(tmp_path)
     other.sources = [dataclasses.replace(other.sources[0], weight=0.5)]
     other.resume(tmp_path / "last.pt")
@@ -242,9 +250,19 @@ def test_settings_of_the_command_line() -> None:
         "loss=null": "its fields one by one: loss.w_class",
         "clips.frames=4": "frames is a field of the stage itself",
         "clips.paste=2": "probabilities outside 0..1: {'paste': 2}",
+        "clips.max_paste=0": "too small: {'max_paste': 0}, need at least {'max_paste': 1}",
+        "lr=-1": "too small: {'lr': -1}",
+        "loss.points=0": "too small: {'points': 0}",
+        "loss.w_seed=-2": "too small: {'w_seed': -2}",
+        "unknown_p=1.5": "probabilities outside 0..1: {'unknown_p': 1.5}",
     }.items():
         with pytest.raises(InputError, match=words):
             override(stage, [wrong])
+    for order in (1, -1):  # fields that need each other
+        both = ["loss.quality_all=true", "loss.quality=true"][::order]
+        assert override(RECIPES["nano"](1), both).loss.quality_all
+    assert override(stage, ["lr=1", "lr=2"]).lr == 2
+    assert override(stage, ["noise.late=0.9", "noise=null", "noise.late=0.3"]).noise == HistoryNoise(late=0.3)
     for preset, recipe in RECIPES.items():
         for number in (1, 2, 3):
             assert recipe(number).clip_config().frames == recipe(number).frames, preset

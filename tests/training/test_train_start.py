@@ -84,6 +84,24 @@ def test_what_the_file_system_refuses_is_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", [("parts", 0), ("threads", 0), ("seed", -1), ("stop_at", -1)])
+def test_numbers_that_make_no_run_are_refused_before_it(tmp_path: Path, option: tuple[str, int]) -> None:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    start = ["--stage", "1", "--data", "none.toml", "--out", str(tmp_path / "out")]
+    name, value = option
+    with pytest.raises(InputError, match=rf"too small: \{{'{name}': {value}\}}, need at least"):
+        train.run(parser.parse_args([*start, f"--{name.replace('_', '-')}", str(value)]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_may_stop_before_it_starts(tmp_path: Path) -> None:
+    """`--stop-at 0` is not `no --stop-at`."""
+    one = trainer(tmp_path, stop_at=0)
+    one.run({})
+    assert one.iteration == 0
+
+
 def test_more_ids_than_the_model_has_are_refused_before_the_run(tmp_path: Path) -> None:
     words = r"a clip may have 33 ids \(max_instances, clips\.max_exhaustive and a false id\), the model has N_id=32"
     noise = HistoryNoise(false_id=0.1)

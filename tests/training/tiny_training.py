@@ -13,6 +13,7 @@ from ausm import weights
 from ausm.config import AusmConfig, nano
 from ausm.masks import write_palette_png
 from ausm.model import AUSM
+from training.clips import ClipConfig
 from training.loader import Batch, Source
 from training.losses import LossConfig
 from training.noise import HistoryNoise
@@ -46,6 +47,7 @@ STAGE = Stage(
     max_instances=4,
     noise=HistoryNoise(),
     loss=LossConfig(points=64, deep=0.5),
+    clips=ClipConfig(max_exhaustive=24),  # fewer than N_id
 )
 
 
