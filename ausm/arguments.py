@@ -11,7 +11,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="size the model works at (the model's own)")
     if seed:
-        parser.add_argument("--seed", type=int, default=0, help="of the choice of ID vectors (0)")
+        parser.add_argument("--seed", type=whole, default=0, help="of the choice of ID vectors (0)")
+
+
+def whole(text: str) -> int:
+    """A whole number that is not negative, as seeds are."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    return int(text)
 
 
 def add_part_gap(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, pretrained: bool = False) -> None:
         super().__init__()
+        if not timm.is_model(config.name):  # "hf-hub:..." and "local-dir:..." would be fetched and executed
+            raise ValueError(f"backbone {config.name!r} is no model of timm's own")
         self.is_swin = config.name.startswith("swin")
         if self.is_swin:
             # strict_img_size=False also builds the shifted-window masks per call, needed for any size

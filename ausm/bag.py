@@ -70,7 +70,6 @@ def choose_topic(path: Path, topic: str | None = None) -> tuple[str, int, float 
     with open_reader(path) as reader:
         found = {c.topic: c for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED)}
         counts = {name: sum(c.msgcount for c in reader.connections if c.topic == name) for name in found}
-        seconds = reader.duration / 1e9
     listed = ", ".join(f"{name} ({counts[name]} of {c.msgtype.split('/')[-1]})" for name, c in sorted(found.items()))
     if topic is None:
         names = [name for name in found if counts[name]]
@@ -84,8 +83,26 @@ def choose_topic(path: Path, topic: str | None = None) -> tuple[str, int, float 
         topic = names[0]
     if topic not in found:
         raise InputError(f"{path}: no image topic {topic}. Image topics: {listed or 'none'}")
+    seconds = _span(path, topic) / 1e9  # of the topic: others may begin earlier or go on for longer
     count = counts[topic]
     return topic, count, (count - 1) / seconds if count > 1 and seconds > 0 else None
+
+
+def _span(path: Path, topic: str) -> int:
+    """Nanoseconds between the receipt of the first and the last message of a topic.
+
+    The last one is looked for from the end of the bag backwards: reading a large bag as a whole takes minutes.
+    """
+    with open_reader(path) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        first = next((time for _, time, _ in reader.messages(connections)), None)
+        window = 10**9
+        while first is not None:
+            start = max(first, reader.end_time - window)
+            if times := [time for _, time, _ in reader.messages(connections, start=start)]:
+                return int(times[-1] - first)
+            window *= 4
+    return 0
 
 
 def open_bag(path: Path, topic: str | None = None) -> FrameSource:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ausm.errors import CapacityError
+from ausm.errors import CapacityError, InputError
 
 
 class SlotBuffer:
@@ -16,6 +16,8 @@ class SlotBuffer:
     """
 
     def __init__(self, N_id: int, seed: int) -> None:
+        if seed < 0:
+            raise InputError(f"seed {seed}: need a whole number >= 0")
         self.N_id = N_id
         self._free: deque[int] = deque(np.random.default_rng(seed).permutation(N_id).tolist())
         self.used: set[int] = set()

@@ -1,5 +1,6 @@
 """Frames from a video file, a folder of images or a rosbag2, one at a time: memory does not grow with the length."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from PIL import Image
 from ausm.errors import AusmError, InputError, SizeError
 from ausm.image_encodings import ends_early
 
+log = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 BAG_SUFFIXES = (".mcap", ".db3")
-MISCOUNT = 2  # frames by which the header of a video may count wrong
+MISCOUNT = 2  # frames by which the header of a video often counts wrong
 NOMINAL_RATE = 24.0  # Hz, for stamps where the input has no clock
 
 
@@ -32,7 +35,8 @@ class FrameSource:
     """Frames of one size, iterable any number of times; each iteration reads the input again.
 
     kind: "video", "folder" or "rosbag2". name: of the file or folder. rate: Hz, None if unknown. height, width: pixels.
-    count: frames announced by the input, None if unknown (exact for folders and bags, the header's word for videos).
+    count: frames announced by the input, None if unknown (exact for folders and bags, the header's word for videos,
+    which is an estimate: a pass that ends earlier is logged).
     topic: of a bag, else None.
     """
 
@@ -163,7 +167,13 @@ def _open_video(path: Path) -> FrameSource:
         if index == 0:
             raise InputError(f"{path}: no frame could be decoded")
         if count is not None and index < count - MISCOUNT:
-            raise InputError(f"{path}: only {index} of {count} frames could be decoded")
+            # often the length of the sound or a rate that varies: no reason to lose what was decoded
+            log.warning(
+                "%s: %d frames decoded, its header announces about %d: cut off, unless it counts wrong",
+                path,
+                index,
+                count,
+            )
 
     return FrameSource("video", path, read, rate=rate, count=count)
 

@@ -101,8 +101,10 @@ def shape_points(stream: Stream, points: Sequence[tuple[int, int]], labels: Sequ
         rows = [int((y + 0.5) / cell_y) for _, y in points]
         covered = found.logits[:, rows, columns] > 0  # (Q, points)
         fits = (covered == np.asarray(labels, bool)).all(1) & (found.foreground > stream.config.score_threshold)
-        if fits.any():
-            return Shaped(found.mask(int(np.argmax(np.where(fits, found.foreground * found.confidence, -1)))))
+        for q in np.argsort(np.where(fits, -found.foreground * found.confidence, np.inf))[: np.count_nonzero(fits)]:
+            mask = found.mask(int(q))  # at full size the edge of a small object may pass a point that its cell covers
+            if all(mask[y, x] == bool(label) for (x, y), label in zip(points, labels, strict=True)):
+                return Shaped(mask)
     plain = discs(points, labels, height, width)
     if not plain.any():
         raise EmptyMaskError(f"{len(points)} points, {sum(map(bool, labels))} on the object: no pixel is left")

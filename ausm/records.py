@@ -65,7 +65,8 @@ class Record:
             first_frame=self.first_frame,
             last_frame=self.last_frame,
             age=frame - self.first_frame + 1,
-            frames_since_seen=frame - self.last_frame,
+            # an object that a prompt covers on the very frame it was seen on is not in view either
+            frames_since_seen=max(frame - self.last_frame, int(state == TrackState.LOST)),
         )
 
 

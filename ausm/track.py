@@ -195,13 +195,15 @@ def check_out(out: Path, source: FrameSource) -> None:
 
 
 def _prepare(out: Path, source: FrameSource) -> Path:
-    """DIR/masks, empty. Removes the masks of an earlier run, and nothing else."""
+    """DIR/masks, empty. Removes the results of an earlier run, and nothing else: its table tells of other masks."""
     check_out(out, source)
     masks = out / "masks"
     masks.mkdir(parents=True, exist_ok=True)
     for path in masks.iterdir():
         if path.suffix == ".png":
             path.unlink()
+    for path in _files(out):
+        path.unlink(missing_ok=True)
     return masks
 
 
@@ -249,7 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, help="video file, folder of images or rosbag2")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--prompt", metavar="MASK.png", type=Path, help="objects to follow")
-    parser.add_argument("--prompt-frame", metavar="N", type=int, default=0, help="frame the prompt is drawn on (0)")
+    parser.add_argument("--prompt-frame", metavar="N", type=int, help="frame the prompt is drawn on (0)")
     parser.add_argument(
         "--discover",
         action=argparse.BooleanOptionalAction,
@@ -269,9 +271,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tracks and prints a line for people and one JSON object."""
     source = open_frames(args.input, args.topic)
-    if args.max_frames is not None and args.max_frames <= (args.prompt_frame if args.prompt else 0):
-        raise AusmError(f"--max-frames {args.max_frames}: at least 1, and beyond --prompt-frame {args.prompt_frame}")
-    prompt = read_prompt(args.prompt, args.prompt_frame, source) if args.prompt else None
+    if args.prompt is None and args.prompt_frame is not None:
+        raise AusmError("--prompt-frame goes with --prompt")
+    drawn_on = args.prompt_frame or 0
+    if args.max_frames is not None and args.max_frames <= drawn_on:
+        raise AusmError(f"--max-frames {args.max_frames}: at least 1, and beyond --prompt-frame {drawn_on}")
+    prompt = read_prompt(args.prompt, drawn_on, source) if args.prompt else None
     discover = prompt is None if args.discover is None else args.discover
     if prompt is None and not discover:
         raise AusmError("--no-discover without --prompt: there is nothing to follow")

@@ -213,7 +213,8 @@ class VideoWriter:
         target = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p"]
         command = [self._executable, "-v", "error", "-y", *source, *target, "-movflags", "+faststart", str(self.path)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by close(); a pipe nobody reads would block the encoder
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._errors)
+        # a session of its own: Ctrl-C must not end it before the file is finished
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._errors, start_new_session=True)
 
     def write(self, image: np.ndarray) -> None:
         """Appends one (H, W, 3) uint8 RGB frame. Raises SizeError when its size is not that of the first."""
@@ -257,5 +258,9 @@ class VideoWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except AusmError:
+            if kind is None:  # else what went wrong before is the reason
+                raise

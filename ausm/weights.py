@@ -93,9 +93,20 @@ def read_metadata(path: str | Path) -> tuple[AusmConfig, dict[str, Any]]:
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {meta.get('format')!r}, this version reads {FORMAT!r}")
     try:
-        return config_from_dict(json.loads(meta["config"])), json.loads(meta["manifest"])
+        config, manifest = config_from_dict(json.loads(meta["config"])), json.loads(meta["manifest"])
+        if not isinstance(manifest, dict):
+            raise TypeError(f"its manifest is a {type(manifest).__name__}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} has unusable metadata: {error}") from error
+    return config, manifest
+
+
+def _build(config: AusmConfig, path: Path) -> AUSM:
+    """The model of these sizes, untrained. Raises CheckpointError where there is none: they come from a file."""
+    try:
+        return AUSM(config)
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"checkpoint {path}: no model has its sizes ({error})") from error
 
 
 def _header(path: Path) -> dict[str, str]:
@@ -122,7 +133,7 @@ def load(name_or_path: str | Path, device: str = "auto", weights: bool = True, f
         return mark_constant(model) if fuse else model
     path = resolve(name_or_path)
     config, _ = read_metadata(path)
-    model = AUSM(config)
+    model = _build(config, path)
     load_into(model, path)
     model = model.eval().to(target)
     return mark_constant(model) if fuse else model
@@ -182,13 +193,12 @@ def describe(name_or_path: str | Path) -> dict[str, Any]:
     """What a checkpoint is: preset, sizes, digest, and its manifest (recipe, data, licence, scores)."""
     path = resolve(name_or_path)
     config, manifest = read_metadata(path)
-    model = AUSM(config)
-    return {
+    model = _build(config, path)
+    return manifest | {  # what is measured here, after what the file says of itself
         "name": path.stem,
         "preset": config.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
         "config": config_to_dict(config),
-        **manifest,
     }

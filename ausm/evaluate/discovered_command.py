@@ -61,6 +61,8 @@ def choose_head(known: dict[str, int], wanted: str | None, benchmark: str, names
 def run(args: argparse.Namespace) -> int:
     """Runs what is not finished, writes the submission, prints one JSON object (percent; null without labels)."""
     check_out_folder(args.out)
+    if args.top is not None and args.top < 1:
+        raise AusmError(f"--top {args.top}: at least 1")
     videos = load_video_set(args.root, args.split, args.annotations, args.images)
     top = args.top if args.top is not None else PER_FRAME[args.benchmark]
     digest = weights.sha256(weights.resolve(args.checkpoint))

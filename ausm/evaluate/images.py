@@ -75,7 +75,7 @@ def detect(
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
 
     device = model.X_0.device
-    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], short_side or photo_side(model))
+    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], photo_side(model) if short_side is None else short_side)
     state = model.new_state(g.inner_height, g.inner_width)
     ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
     marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
@@ -215,13 +215,13 @@ def coco(
     with the results, the number of images they are of and that of all, before they are judged; fewer than all where the
     run breaks off.
     Raises InputError for a missing image (before the first is run), one that cannot be read, a head of another number
-    of classes, a limit or repeat below 1; AusmError for a part_gap out of range.
+    of classes, a limit or repeat below 1; AusmError for a part_gap or short_side out of range.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least 1")
     if repeat < 1:
         raise InputError(f"repeat {repeat}: at least 1")
-    StreamConfig(part_gap=part_gap)  # raises outside of its limits
+    StreamConfig(part_gap=part_gap, short_side=short_side)  # raises outside of its limits
     truth = load_annotations(Path(annotations))
     ids = sorted(truth.imgs)[:limit]
     categories = sorted(truth.cats)

@@ -36,7 +36,7 @@ def select(names: list[str], wanted: str | None) -> list[str]:
     """The names asked for. Raises AusmError for one that does not exist."""
     if wanted is None:
         return names
-    chosen = [name.strip() for name in wanted.split(",") if name.strip()]
+    chosen = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
     unknown = [name for name in chosen if name not in names]
     if unknown or not chosen:
         raise AusmError(f"no video {unknown or [wanted]} among the {len(names)} of this split")

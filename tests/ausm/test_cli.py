@@ -119,6 +119,8 @@ def test_only_the_first_frames(folder: Path, tmp_path: Path, fake_model, capsys)
     write_palette_png(tmp_path / "m.png", (squares({200: 4})[..., 0] > 0).astype(np.uint8))
     for words in (["0"], ["1", "--prompt", str(tmp_path / "m.png"), "--prompt-frame", "1"]):
         assert cli.main([*call, *words]) == 2 and "--max-frames" in capsys.readouterr().err
+    assert cli.main([*call, "2", "--prompt-frame", "1"]) == 2
+    assert "--prompt-frame goes with --prompt" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_replaced_in_silence(folder: Path, tmp_path: Path, fake_model, capsys) -> None:

@@ -307,6 +307,9 @@ def test_faults(root: Path, model) -> None:
             coco(model, root, root / "truth.json", repeat=limit)
     with pytest.raises(AusmError, match="part_gap=-1, must be 0 to 4096"):
         coco(model, root, root / "truth.json", part_gap=-1)
+    for side in (-5, 0, 10):
+        with pytest.raises(AusmError, match=f"short_side={side}, must be"):
+            coco(model, root, root / "truth.json", short_side=side)
 
 
 def test_a_bad_photo_or_a_fault_of_the_judge_costs_no_detections(root: Path, model, monkeypatch, capsys) -> None:

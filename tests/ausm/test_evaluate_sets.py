@@ -14,6 +14,7 @@ from ausm import cli
 from ausm.class_names import CLASS_NAMES
 from ausm.config import nano
 from ausm.errors import AusmError, InputError, SizeError
+from ausm.evaluate import prompted_command
 from ausm.evaluate.discovered import load_video_set, run_discovered
 from ausm.evaluate.discovered_command import choose_head
 from ausm.evaluate.prompted import mose_videos, run_prompted, youtube_vos_videos
@@ -329,3 +330,22 @@ def test_vis_faults(vis: Path) -> None:
     path.write_text("{}")
     with pytest.raises(InputError, match="not a YouTube-VIS file"):
         load_video_set(vis)
+
+
+def test_videos_named_twice_are_run_and_packed_once(mose: Path, tmp_path: Path, streams, checkpoint, capsys) -> None:
+    names = sorted(path.name for path in (mose / "JPEGImages").iterdir())
+    assert prompted_command.select(["a", "b"], "a, a") == ["a"]
+    command = ["eval", "mose", "--root", str(mose), "--out", str(tmp_path / "out"), "--checkpoint", str(checkpoint)]
+    cli.main([*command, "--videos", ",".join([names[0]] * len(names))])
+    assert last_line(capsys)["videos"] == 1
+    assert (tmp_path / "out/submission.zip").exists() is (len(names) == 1)
+
+
+def test_numbers_without_a_meaning_are_refused(vis: Path, tmp_path: Path, capsys) -> None:
+    for top in ("0", "-1"):
+        assert cli.main(["eval", "ovis", "--root", str(vis), "--out", str(tmp_path / "o"), "--top", top]) == 2
+        assert f"--top {top}: at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "ovis", "--root", str(vis), "--out", str(tmp_path / "o"), "--seed", "-1"])
+    assert "'-1' is not a whole number >= 0" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

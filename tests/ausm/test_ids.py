@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ausm.errors import CapacityError, UnknownIdError
+from ausm.errors import CapacityError, InputError, UnknownIdError
 from ausm.ids import SlotBuffer
 from ausm.records import Roster
 from ausm.tracks import Source, TrackState
@@ -43,6 +43,11 @@ def test_snapshots_that_tell_when_a_slot_was_freed_still_load() -> None:
     buffer = SlotBuffer(4, seed=0)
     buffer.load_state_dict({"free": [(2, -1000000000), (0, 7)], "used": [1, 3]})
     assert buffer.state_dict() == {"free": [2, 0], "used": [1, 3]} and buffer.take(2) == [2, 0]
+
+
+def test_a_seed_below_zero_is_told() -> None:
+    with pytest.raises(InputError, match="seed -1: need a whole number >= 0"):
+        SlotBuffer(4, -1)
 
 
 def test_fresh_slots_come_in_the_order_of_the_seed() -> None:

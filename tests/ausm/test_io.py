@@ -129,7 +129,7 @@ def test_video(tmp_path: Path) -> None:
         open_frames(tmp_path / "v.mp4", topic="/camera")
 
 
-def test_video_faults(tmp_path: Path) -> None:
+def test_video_faults(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"\x00" * 500)
     with pytest.raises(InputError, match=r"bad\.mp4: cannot be decoded"):
         open_frames(tmp_path / "bad.mp4")
@@ -138,14 +138,16 @@ def test_video_faults(tmp_path: Path) -> None:
             writer.write(picture(i, 64, 64))
     data = (tmp_path / "v.avi").read_bytes()
     (tmp_path / "half.avi").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"half\.avi: (only \d+ of 60|cannot be decoded)"):
-        list(open_frames(tmp_path / "half.avi"))
+    decoded = len(list(open_frames(tmp_path / "half.avi")))
+    assert 0 < decoded < 50 and f"half.avi: {decoded} frames decoded, its header announces about 60" in caplog.text
 
 
 @pytest.mark.parametrize(("missing", "whole"), [(2, True), (3, False)])
-def test_a_header_may_miscount_by_two_frames_in_a_long_video_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, whole: bool
+def test_a_header_that_counts_wrong_costs_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: int, whole: bool
 ) -> None:
+    """Sound that goes on for longer, a varying rate and a cut without encoding make it too large. Two is usual."""
+
     class Short:
         """200 frames announced."""
 
@@ -168,11 +170,8 @@ def test_a_header_may_miscount_by_two_frames_in_a_long_video_too(
     monkeypatch.setattr(cv2, "VideoCapture", Short)
     (tmp_path / "v.mp4").touch()
     source = open_frames(tmp_path / "v.mp4")
-    if whole:
-        assert len(list(source)) == 198
-    else:
-        with pytest.raises(InputError, match=r"v\.mp4: only 197 of 200 frames could be decoded"):
-            list(source)
+    assert len(list(source)) == 200 - missing
+    assert ("v.mp4: 197 frames decoded, its header announces about 200" in caplog.text) is not whole
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
@@ -190,6 +189,21 @@ def test_bag(tmp_path: Path, storage: StoragePlugin, make) -> None:
     assert all(np.array_equal(f.image, image) for f, image in zip(frames, images, strict=True))
     file = next(p for p in bag.iterdir() if p.suffix in (".mcap", ".db3"))
     assert len(list(open_frames(file))) == 3  # the storage file alone
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_the_rate_of_a_topic_is_its_own(tmp_path: Path, storage: StoragePlugin) -> None:
+    """Whatever else the bag holds for longer, before and after it."""
+    text = [TYPES["std_msgs/msg/String"]("on")] * 400  # one every 0.1 s
+    images = [raw_message(picture(0), i + 1) for i in range(3)]
+    with Writer(tmp_path / "bag", version=9, storage_plugin=storage) as writer:
+        camera = writer.add_connection("/c", images[0].__msgtype__, typestore=STORE)
+        other = writer.add_connection("/text", text[0].__msgtype__, typestore=STORE)
+        for i, message in enumerate(text):
+            writer.write(other, (i + 1) * 10**8, STORE.serialize_cdr(message, message.__msgtype__))
+            if 20 <= i < 23:
+                writer.write(camera, (i + 1) * 10**8 + 1, STORE.serialize_cdr(images[i - 20], images[0].__msgtype__))
+    assert open_frames(tmp_path / "bag").rate == pytest.approx(10.0)
 
 
 def test_bag_topic_is_chosen_among_colour_images(tmp_path: Path) -> None:

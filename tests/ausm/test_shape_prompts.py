@@ -85,6 +85,20 @@ def test_points_that_fit_nothing_become_discs(stream: ausm.Stream) -> None:
         points_mask(stream, [(96, 0)])
 
 
+def test_a_mask_holds_its_points_at_full_size(stream: ausm.Stream) -> None:
+    """One cell of 4 x 4 pixels: between it and its neighbours hardly a pixel is left of it."""
+    out = stream._out
+    assert out is not None
+    masks, objectness = torch.full_like(out.masks, -6.0), out.objectness.clone()
+    masks[0, -1, 5, 7], objectness[0, -1] = 0.5, 3.0
+    stream._out = out._replace(masks=masks, objectness=objectness)
+    for x, y in ((28, 20), (31, 23), (30, 21)):
+        shaped = shape_points(stream, [(x, y)])
+        assert shaped.mask[y, x]
+        assert shaped.plain in ("", NO_FIT)
+    assert shape_points(stream, [(31, 23)]).plain == NO_FIT
+
+
 def test_converted_prompts_are_followed(stream: ausm.Stream) -> None:
     (track,) = stream.prompt(box_mask(stream, Box(44, 30, 44, 30))[None])
     out = stream.step(IMAGE)

@@ -206,7 +206,8 @@ def test_a_track_that_a_prompt_covers_entirely_is_lost_not_tracked_without_a_mas
     (whole,) = stream.prompt(rectangle((0, 0, 40, 40))[None])
     states = {t.track_id: t.state for t in stream.current.tracks}
     assert states == {1: TrackState.LOST, whole: TrackState.TRACKED}
-    assert all(t.mask.any() == (t.state == TrackState.TRACKED) for t in stream.current.tracks)
+    for track in stream.current.tracks:
+        assert track.mask.any() == (track.state == TrackState.TRACKED) == (track.frames_since_seen == 0)
 
 
 def test_reprompt_keeps_the_id_and_moves_it() -> None:

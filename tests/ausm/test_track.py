@@ -183,6 +183,10 @@ def test_an_output_that_is_not_finite_ends_the_run(folder: Path, tmp_path: Path)
         track(Broken(discover=True), open_frames(folder), tmp_path / "out")
     assert len(list((tmp_path / "out/masks").iterdir())) == 2  # what was good is kept
     assert not (tmp_path / "out/tracks.json").exists()
+    track(FakeStream(discover=True), open_frames(folder), tmp_path / "out")
+    with pytest.raises(NotFiniteError):
+        track(Broken(discover=True), open_frames(folder), tmp_path / "out")
+    assert not (tmp_path / "out/tracks.json").exists()  # that of the run before is none of these masks'
 
 
 def test_faults(folder: Path, tmp_path: Path) -> None:

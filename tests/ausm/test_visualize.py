@@ -1,5 +1,6 @@
 """Drawings and video files."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -105,6 +106,21 @@ def test_video_that_cannot_be_written(tmp_path: Path, ffmpeg: bool) -> None:
     ):
         for _ in range(100):
             writer.write(GREY)
+
+
+def test_what_broke_off_is_not_hidden_by_the_encoder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "no_folder/v.mp4") as writer:
+        writer.write(GREY)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_the_encoder_to_finish(tmp_path: Path) -> None:
+    """The terminal sends it to the whole process group."""
+    writer = VideoWriter(tmp_path / "v.mp4")
+    writer.write(GREY)
+    assert writer._process is not None and os.getpgid(writer._process.pid) != os.getpgid(0)
+    writer.close()
+    assert cv2.VideoCapture(str(tmp_path / "v.mp4")).read()[0]
 
 
 def test_a_class_is_named_with_its_probability() -> None:

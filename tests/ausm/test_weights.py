@@ -62,6 +62,25 @@ def test_describe(model: AUSM, saved: Path) -> None:
     assert config_from_dict(json.loads(json.dumps(text["config"]))) == model.config
 
 
+def test_what_is_measured_is_not_taken_from_the_file(saved: Path, tmp_path: Path) -> None:
+    claims = json.dumps({"sha256": "0" * 64, "preset": "swin_b", "parameters": 1, "licence": "MIT"})
+    text = weights.describe(rewritten(saved, tmp_path / "boast.safetensors", load_file(saved), manifest=claims))
+    assert text["sha256"] == weights.sha256(tmp_path / "boast.safetensors")
+    assert text["preset"] == "nano" and text["parameters"] > 1 and text["licence"] == "MIT"
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/model", "local-dir:/tmp", "no_such_model", "resnet18/evil"])
+def test_a_file_fetches_no_backbone(name: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded, and no code is taken from elsewhere, because a checkpoint says so."""
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    config = config_to_dict(small_nano())
+    config["backbone"]["name"] = name
+    path = rewritten(saved, tmp_path / "far.safetensors", load_file(saved), config=json.dumps(config))
+    for read in (weights.describe, ausm.load):
+        with pytest.raises(CheckpointError, match=f"no model has its sizes .*'{name}' is no model of timm's own"):
+            read(path)
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_configs_survive_json(preset: str) -> None:
     config = PRESETS[preset]()
@@ -109,6 +128,7 @@ def test_foreign(saved: Path, tmp_path: Path) -> None:
         ({"config": "{"}, "unusable metadata"),
         ({"config": "{}"}, "unusable metadata: 'backbone'"),
         ({"manifest": "no json"}, "unusable metadata"),
+        ({"manifest": "[1]"}, "unusable metadata: its manifest is a list"),
     ):
         with pytest.raises(CheckpointError, match=message):
             ausm.load(rewritten(saved, foreign, state, **metadata), device="cpu")
