@@ -25,7 +25,7 @@ from ausm.scaling import image_repeat, spatial_traversal
 
 TRACK_THRESHOLD = 0.9  # App. A: foreground probability above which a showing's detection becomes a track of the next
 DUPLICATE_IOU = 0.7  # between showings, as the stream's `dedupe_iou`
-PHOTO_SIDE = {"nano": 512}  # by model, where photos gain by a size too slow for a stream (docs/checkpoints/nano.md)
+PHOTO_SIDE = {"nano": 384}  # by model, where photos gain by a size too slow for a stream (docs/checkpoints/nano.md)
 SIGMA = 0.5  # of the Gaussian of Soft-NMS (Bodla et al. 2017)
 MOST = 100  # detections per image that COCO looks at
 
