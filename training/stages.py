@@ -40,9 +40,8 @@ class Stage:
     clips: ClipConfig = field(default_factory=ClipConfig)  # augmentations; its frames, size, max_instances: see above
 
     def __post_init__(self) -> None:
-        least = {"frames": 1, "iterations": 1, "batch": 1, "max_instances": 1, "warmup": 0}
-        rates = {"lr": 0, "backbone_lr_scale": 0, "weight_decay": 0, "clip_norm": 0}
-        check_least(self, least | rates)
+        rates = dict.fromkeys(("lr", "backbone_lr_scale", "weight_decay", "clip_norm", "warmup"), 0)
+        check_least(self, {"frames": 1, "iterations": 1, "batch": 1, "max_instances": 1, **rates})
         check_chances(self, ("cooldown", "ema", "first_p", "unknown_p", "self_fed"))
 
     def clip_config(self) -> ClipConfig:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     digest = weights.sha256(weights.resolve(args.checkpoint))
     model = ausm.load(args.checkpoint, device=args.device)
-    short_side = photo_side(model) if args.short_side is None else args.short_side
+    short_side = photo_side(model, args.short_side)
     result, _ = coco(
         model,
         args.images,

@@ -75,7 +75,7 @@ def detect(
         raise SizeError(f"showings of {len({image.shape for image in showings})} sizes")
 
     device = model.X_0.device
-    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], photo_side(model) if short_side is None else short_side)
+    g = Geometry.of(showings[0].shape[0], showings[0].shape[1], photo_side(model, short_side))
     state = model.new_state(g.inner_height, g.inner_width)
     ids = torch.zeros(0, dtype=torch.long, device=device)  # rows of B: the first ones, one per track
     marks = torch.zeros(0, *state.size, dtype=torch.bool, device=device)
@@ -118,9 +118,10 @@ def detect(
     return Detections([masks[queries[n]] for n in keep], best.values.cpu().numpy()[keep], classes[keep])
 
 
-def photo_side(model: Any) -> int:
-    """Short side in pixels at which a model looks at photos, where nobody asks for another."""
-    side: int = PHOTO_SIDE.get(model.config.name, model.config.short_side)
+def photo_side(model: Any, wanted: int | None = None) -> int:
+    """Short side in pixels at which a model looks at photos: `wanted`, or its own. Raises AusmError out of range."""
+    StreamConfig(short_side=wanted)  # raises outside of its limits
+    side: int = PHOTO_SIDE.get(model.config.name, model.config.short_side) if wanted is None else wanted
     return side
 
 

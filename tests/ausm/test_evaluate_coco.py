@@ -310,6 +310,8 @@ def test_faults(root: Path, model) -> None:
     for side in (-5, 0, 10):
         with pytest.raises(AusmError, match=f"short_side={side}, must be"):
             coco(model, root, root / "truth.json", short_side=side)
+        with pytest.raises(AusmError, match=f"short_side={side}, must be"):  # whoever else asks, as pseudo_labels does
+            detect(model, [np.zeros((64, 96, 3), np.uint8)], side)
 
 
 def test_a_bad_photo_or_a_fault_of_the_judge_costs_no_detections(root: Path, model, monkeypatch, capsys) -> None:
